@@ -1,0 +1,45 @@
+# Everything runs in .venv, which scripts/make_env.sh fills once and again only when the dependencies change.
+PYTHON ?= python3
+PROFILE ?= laptop
+READY := .venv/.homelib-ready
+STARTED := $(shell date +%s)
+
+# Without compiled bytecode every process spends 19 s on importing MONAI.
+unexport PYTHONDONTWRITEBYTECODE
+
+# A .venv that was copied or moved here still points at its old folder: fill it anew.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
+
+# $(call timed,COMMAND): run it, say how long all of it took, installing included, and pass its exit status on.
+timed = @$(1); status=$$?; seconds=$$(( $$(date +%s) - $(STARTED) )); \
+	echo "make $@: exit status $$status after $$((seconds / 60)) min $$((seconds % 60)) s in all"; exit $$status
+
+.PHONY: help env demo test lab clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+env: $(READY) ## install homelib and all it needs into .venv (PYTHON=python3.12 picks the interpreter)
+	@echo "make env: .venv is up to date; 'source .venv/bin/activate' puts it on your path"
+
+$(READY): pyproject.toml constraints-cpu.txt
+	@PYTHON='$(PYTHON)' bash scripts/make_env.sh
+
+demo: $(READY) ## run the demo: train, predict, evaluate and look inside a small network (PROFILE=laptop)
+	@echo "make demo: the workbook's demo, profile $(PROFILE); results go to runs/demo"
+	$(call timed,.venv/bin/home demo --profile $(PROFILE))
+
+test: $(READY) ## run the tests (ARGS='-k scan' picks some of them)
+	@echo "make test: the tests; those that need what this machine lacks are skipped and say why"
+	$(call timed,.venv/bin/python -m pytest $(ARGS))
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@HOMELIB_RUNS="$${HOMELIB_RUNS:-$(CURDIR)/runs}" .venv/bin/jupyter lab --notebook-dir=notebooks
+
+clean: ## remove .venv, caches and runs/demo; your own run folders stay
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis runs/demo
+	@find . \( -path ./.git -o -path ./runs \) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
+	@echo "make clean: removed .venv, caches and runs/demo; kept every other folder below runs/"

@@ -1,0 +1,230 @@
+"""Every setting, in one frozen tree: model, data, training, prediction; presets "smoke", "laptop" and "paper".
+
+A preset is a function that returns the tree. `override` changes fields by dotted name (`training.steps`), as notebooks and the command
+line do. An unknown field or a wrong value is one line that names the field, the value and what is expected.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from .errors import UserError
+
+Stages = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]  # one value an encoder stage
+Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # mm
+Patch = tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **fields: Any):
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise UserError(describe(error, type(self))) from None
+
+
+class ModelConfig(_Frozen):
+    """The network. Defaults are the paper's (170,127,611 parameters with 3 classes): its Tables 5 to 7, and, for what the paper
+    does not print (depths, channels, hidden_channels, expert_mult, expert_glu, Mamba's sizes), the released code."""
+
+    in_channels: PositiveInt = 1
+    out_channels: PositiveInt = Field(3, description="classes, background included")
+    depths: Stages = Field((2, 2, 2, 2), description="Mamba + HoME layers a stage")
+    channels: Stages = (48, 96, 192, 384)
+    hidden_channels: PositiveInt = Field(768, description="bottleneck")
+    experts_local: Stages = Field((4, 8, 12, 16), description="level 1, paper Table 5")
+    experts_global: Stages = Field((8, 16, 24, 32), description="level 2, paper Table 5")
+    group_size: Stages = Field((2048, 1024, 512, 256), description="tokens a group, paper Table 6")
+    slots_per_expert: PositiveInt = Field(4, description="paper Table 7")
+    expert_mult: PositiveInt = 2
+    expert_glu: bool = Field(True, description="GEGLU experts")
+    mask_padding: bool = Field(False, description="leave level 2's fill out of its softmaxes; the released code does not")
+    state_dim: PositiveInt = 16
+    conv_width: PositiveInt = 4
+    expand: PositiveInt = 2
+    scan_backend: str = "auto"
+
+
+class DataConfig(_Frozen):
+    """From files to patches."""
+
+    manifest: str = Field("demo_ct", description="name of a data_manifests/*.yaml, or a path")
+    train_cases: tuple[str, ...] = ()
+    test_cases: tuple[str, ...] = ()
+    spacing_mm: Spacing | None = Field(None, description="None: the manifest's")
+    patch_voxels: Patch = (128, 128, 128)
+
+
+class AugmentConfig(_Frozen):
+    """Random changes of a training patch. Zero switches one off."""
+
+    contrast_phase: float = Field(0.0, ge=0, le=1, description="probability of another contrast phase, by the manifest's contrast_ranges")
+    rotation_degrees: float = Field(0.0, ge=0, le=180)
+    scaling: float = Field(0.0, ge=0, lt=1, description="scale factor drawn from 1 - s to 1 + s")
+    intensity_shift: float = Field(0.0, ge=0, le=1, description="of the unit range")
+    gamma: float = Field(0.0, ge=0, lt=1, description="exponent drawn from 1 - g to 1 + g")
+    noise: float = Field(0.0, ge=0, le=1, description="largest standard deviation, of the unit range")
+    smoothing_voxels: float = Field(0.0, ge=0, description="largest Gaussian sigma")
+
+
+class TrainingConfig(_Frozen):
+    """The loop."""
+
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 2  # paper App. B
+    learning_rate: PositiveFloat = 1e-4  # paper App. B
+    weight_decay: float = Field(1e-5, ge=0)  # paper App. B
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float | None = None
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # the paper trains in float32
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    validate_every: PositiveInt = Field(200, description="steps")
+    seed: int = Field(0, ge=0)
+
+
+class PredictionConfig(_Frozen):
+    """Sliding window."""
+
+    overlap: float = Field(0.5, ge=0, lt=1)  # paper App. B
+    blend: Literal["gaussian", "constant"] = "gaussian"  # paper App. B
+    window_batch: PositiveInt = 1
+
+
+class Settings(_Frozen):
+    """All of it: what a run folder keeps as `settings.json`, and a checkpoint carries."""
+
+    profile: str = "paper"
+    network: Literal["MambaHoME", "SegMamba"] = "MambaHoME"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    prediction: PredictionConfig = PredictionConfig()
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        both = sorted(set(self.data.train_cases) & set(self.data.test_cases))
+        if both:
+            raise ValueError(f"data.train_cases and data.test_cases share {', '.join(both)}; a test case must never be trained on")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read `settings.json`. Raises UserError on a missing or malformed file."""
+        try:
+            fields = json.loads(Path(path).read_text())
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; expected the settings.json of a run folder.") from None
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({error}); restore the file, or start the run anew.") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{path}: found a JSON {type(fields).__name__}, expected an object of settings.")
+        return cls(**fields)
+
+
+def paper() -> Settings:
+    """The paper's network and recipe (App. B). Patches and epochs differ by data set: see its manifest."""
+    augment = AugmentConfig(scaling=0.2, rotation_degrees=15, intensity_shift=0.1, gamma=0.2, noise=0.02, smoothing_voxels=1.0)  # ranges are ours: the paper gives none
+    return Settings(profile="paper", training=TrainingConfig(augment=augment))
+
+
+def laptop() -> Settings:
+    """A network of 3 million parameters that learns the demo task on two cores in minutes. Spacing, augmentation and schedule were chosen by
+    cross-validation inside the training patient (benchmarks/demo_choice.py), never on the test patient."""
+    augment = AugmentConfig(contrast_phase=0.8, rotation_degrees=15, scaling=0.2, intensity_shift=0.1, gamma=0.3, noise=0.05, smoothing_voxels=1.0)
+    return Settings(
+        profile="laptop",
+        model=ModelConfig(
+            out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)
+        ),
+        data=DataConfig(train_cases=("ct-a",), test_cases=("ct-c",), spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 48)),
+        training=TrainingConfig(steps=400, batch_size=1, learning_rate=2e-3, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, augment=augment),
+    )
+
+
+def smoke() -> Settings:
+    """Everything once, as small as it goes, on generated phantoms: for tests, and to see a notebook run. It learns next to nothing."""
+    return Settings(
+        profile="smoke",
+        model=ModelConfig(
+            out_channels=9, depths=(1, 1, 1, 1), channels=(4, 4, 8, 8), hidden_channels=8, group_size=(64, 32, 16, 8),
+            experts_local=(2, 2, 2, 2), experts_global=(4, 4, 4, 4), slots_per_expert=2, state_dim=4,
+        ),
+        data=DataConfig(train_cases=("phantom-a",), test_cases=("phantom-c",), spacing_mm=(12.0, 12.0, 12.0), patch_voxels=(32, 32, 32)),
+        training=TrainingConfig(steps=4, batch_size=1, learning_rate=2e-3, validate_every=2, augment=AugmentConfig(contrast_phase=0.5, rotation_degrees=10)),
+    )
+
+
+def describe(error: ValidationError, tree: type[BaseModel]) -> str:
+    """A pydantic error as one line: each field by dotted name, what was found, what is expected, and the nearest field for an unknown one."""
+    faults = []
+    for fault in error.errors():
+        name = ".".join(map(str, fault["loc"])) or "settings"
+        if fault["type"] == "extra_forbidden":
+            faults.append(unknown_field(name, tree))
+        else:
+            faults.append(f"{name}: found {_short(fault['input'])}; {fault['msg'].removeprefix('Value error, ')}")
+    return "; ".join(faults) + "."
+
+
+def unknown_field(name: str, tree: type[BaseModel]) -> str:
+    """What to say of a field that does not exist, with the nearest that does."""
+    names = field_names(tree)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [full for full in names if full.rsplit(".")[-1] == name.rsplit(".")[-1]]
+    return f"{name}: no such field" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(names)}")
+
+
+def field_names(tree: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all leaves of a settings tree."""
+    names = []
+    for name, field in tree.model_fields.items():
+        inner = field.annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        names += field_names(inner, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
+
+
+def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with fields replaced by dotted name.
+
+    >>> override(preset("smoke"), {"training.steps": 3}).training.steps
+    3
+
+    Raises:
+        UserError: an unknown field (with the nearest one) or a value that does not fit.
+    """
+    tree = settings.model_dump()
+    for name, value in changes.items():
+        if name not in field_names(Settings):
+            raise UserError(unknown_field(name, Settings) + ".")
+        *groups, leaf = name.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch[group]
+        branch[leaf] = value
+    return Settings(**tree)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+PRESETS = {"smoke": smoke, "laptop": laptop, "paper": paper}
+
+
+def preset(name: str) -> Settings:
+    """The settings tree of a profile. Raises UserError with the known names for another one."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, n=1)
+        raise UserError(f"profile: found {name!r}, expected one of {', '.join(PRESETS)}" + (f"; did you mean {near[0]}?" if near else "."))
+    return PRESETS[name]()

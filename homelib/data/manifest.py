@@ -1,0 +1,302 @@
+"""What a data set is: one YAML file in `data_manifests/`, read into a frozen, checked `Manifest`.
+
+Glossary: a *raw label* is a value in a label file; a *class* merges one or more raw labels; a *class index* is what
+the network sees: 0 background, then the classes in the order of the manifest.
+"""
+
+import difflib
+import re
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from ..errors import UserError
+from ..paths import shipped
+
+Modality = Literal["CT", "MRI", "US"]
+LabelOrigin = Literal["REF", "MODEL", "UNSTATED", "SYNTHETIC"]  # reference or manual, a network's output, not said, generated
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
+Range = tuple[float, float]
+
+_LARGEST_RAW_LABEL = 65535  # bounds the lookup table
+_LARGEST_MANIFEST_BYTES = 2_000_000
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Package(_Frozen):
+    """One released file of a Python package, pinned by version and full sha256."""
+
+    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+_-]*$")
+    kind: Literal["sdist", "wheel"]
+    sha256: Sha256
+    megabytes: float = Field(gt=0)
+
+
+class PackageFile(_Frozen):
+    """A file inside a package's archive: `member` is its full path there, `sha256` that of the file itself."""
+
+    package: str
+    member: str = Field(pattern=r"^[A-Za-z0-9_.+/-]+$")
+    sha256: Sha256
+
+    @field_validator("member")
+    @classmethod
+    def _safe_member(cls, member: str) -> str:
+        if member.startswith("/") or any(part in ("", ".", "..") for part in member.split("/")):
+            raise ValueError("a relative path without '.', '..' or '//'")
+        return member
+
+    @property
+    def suffix(self) -> str:
+        """`.nii.gz` for a compressed NIfTI, else the last suffix."""
+        return ".nii.gz" if self.member.endswith(".nii.gz") else Path(self.member).suffix
+
+
+class Phantom(_Frozen):
+    """A generated (synthetic) volume: `ct` or `us` of `homelib.data.phantom`, fixed by its seed."""
+
+    phantom: Literal["ct", "us"]
+    seed: int = Field(ge=0)
+
+
+# A later kind of source (a file or a glob on disk) is one more model here and one more line in `_source_kind`.
+def _source_kind(value: object) -> str:
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
+    return "phantom" if "phantom" in keys else "package"
+
+
+Source = Annotated[Annotated[PackageFile, Tag("package")] | Annotated[Phantom, Tag("phantom")], Discriminator(_source_kind)]
+
+
+class CaseEntry(_Frozen):
+    """One case of a data set: where its image and its label come from, and who made the label.
+
+    `contrast_ranges` replaces the manifest's for this case: offsets depend on the contrast phase that a scan starts in.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)  # names folders: nothing but plain characters
+    image: Source
+    label: Source | None = None
+    label_origin: LabelOrigin
+    contrast_ranges: dict[Name, Range] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case on disk: the original files, unprocessed. `label` is None where there is none; `manifest` names its data set."""
+
+    id: str
+    image: Path
+    label: Path | None
+    modality: Modality
+    label_origin: LabelOrigin
+    manifest: str
+
+
+class Manifest(_Frozen):
+    """One data set. Lengths in mm, intensities in HU (CT) or in the units of the image file (MRI, US).
+
+    `classes` maps a class name to the raw labels merged into it; its order gives the class index, from 1.
+    `intensity_window` is clipped to, then mapped onto `intensity_range`. `contrast_ranges` gives, for a class, the lowest
+    and highest offset (HU) that turns the contrast phase of a scan into another one; an augmentation draws from it.
+    """
+
+    name: Name
+    title: str
+    modality: Modality
+    source: str
+    licence: str
+    citation: str
+    classes: dict[Name, Annotated[tuple[Annotated[int, Field(ge=1, le=_LARGEST_RAW_LABEL, strict=True)], ...], Field(min_length=1)]] = Field(
+        min_length=1, max_length=255
+    )
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    intensity_window: Range
+    intensity_range: Range = (0.0, 1.0)
+    contrast_ranges: dict[Name, Range] = {}
+    packages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Package] = {}
+    cases: tuple[CaseEntry, ...] = Field(min_length=1)
+    notes: str = ""
+
+    @field_validator("classes")
+    @classmethod
+    def _each_label_once(cls, classes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        owner: dict[int, str] = {}
+        for name, values in classes.items():
+            for value in values:
+                if value in owner:
+                    raise ValueError(f"each raw label once: {value} stands in {owner[value]} and in {name}")
+                owner[value] = name
+        if "background" in classes:
+            raise ValueError("no class called background: it is always class 0")
+        return classes
+
+    @field_validator("intensity_window", "intensity_range")
+    @classmethod
+    def _low_below_high(cls, pair: Range) -> Range:
+        if not pair[0] < pair[1]:
+            raise ValueError("low before high")
+        return pair
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Manifest":
+        ids = [case.id for case in self.cases]
+        for index, case in enumerate(self.cases):
+            if ids.index(case.id) != index:
+                raise ValueError(f"each case id once: cases[{index}].id is {case.id!r} again")
+            for role in ("image", "label"):
+                source = getattr(case, role)
+                if isinstance(source, PackageFile) and source.package not in self.packages:
+                    raise ValueError(f"cases[{index}].{role}.package {source.package!r} under packages, where there are: {', '.join(self.packages) or 'none'}")
+        own = [(f"cases[{index}].contrast_ranges", case.contrast_ranges or {}) for index, case in enumerate(self.cases)]
+        for where, ranges in [("contrast_ranges", self.contrast_ranges), *own]:
+            for name, (low, high) in ranges.items():
+                if name not in self.classes:
+                    raise ValueError(f"{where} names a class: {name!r} is none of {', '.join(self.classes)}")
+                if low > high:
+                    raise ValueError(f"{where}.{name}: low before high, not {low:g}, {high:g}")
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All class names by class index, `"background"` first."""
+        return ("background", *self.classes)
+
+    def contrast_of(self, case_id: str) -> dict[str, Range]:
+        """Contrast offsets (low, high, in HU) by class name for one case; the manifest's own where the case has none or is unknown."""
+        own = next((case.contrast_ranges for case in self.cases if case.id == case_id), None)
+        return dict(self.contrast_ranges if own is None else own)
+
+    def merge(self, labels: np.ndarray) -> np.ndarray:
+        """Raw label values -> class indices by a lookup table; a raw value of no class becomes background.
+
+        Args:
+            labels: array of any shape; integers, or floats that hold whole numbers.
+
+        Returns:
+            uint8 array of the same shape, values 0 .. number of classes.
+
+        Raises:
+            UserError: a negative, non-whole or absurdly large (> 65535) label value.
+
+        >>> load_manifest("demo_mr_spine").merge(np.array([0, 49, 100, 61]))
+        array([0, 1, 2, 3], dtype=uint8)
+        """
+        labels = np.asarray(labels)
+        wanted = f"{self.name}: whole numbers from 0 to {_LARGEST_RAW_LABEL} are expected in a label volume"
+        if labels.dtype.kind not in "iufb":
+            raise UserError(f"{wanted}, found dtype {labels.dtype}; is this the label file?")
+        if labels.dtype.kind == "f":
+            off = ~(labels == np.round(labels)) | ~np.isfinite(labels)  # NaN is unequal to itself
+            if off.any():
+                raise UserError(f"{wanted}, found {labels[off].flat[0]:g}; resample labels with nearest neighbour, and check that this is no image.")
+        if labels.size and (labels.min() < 0 or labels.max() > _LARGEST_RAW_LABEL):
+            worst = labels.min() if labels.min() < 0 else labels.max()
+            raise UserError(f"{wanted}, found {worst:g}; check that this is the label file and no image.")
+        listed = max(max(values) for values in self.classes.values())
+        table = np.zeros(max(listed, int(labels.max()) if labels.size else 0) + 1, np.uint8)
+        for index, values in enumerate(self.classes.values(), start=1):
+            table[list(values)] = index
+        return table[labels if labels.dtype.kind in "iu" else labels.astype(np.int32)]
+
+
+def list_manifests() -> list[str]:
+    """Names of the data sets that ship with the workbook, sorted."""
+    return sorted(path.stem for path in shipped("data_manifests").glob("*.yaml"))
+
+
+def load_manifest(name_or_path: str | Path) -> Manifest:
+    """Read a manifest by its name (`"demo_ct"`) or by the path of a YAML file.
+
+    Raises:
+        UserError: one line for an unknown name, a missing file, a file that is no plain YAML, or a wrong or unknown field.
+    """
+    text = str(name_or_path)
+    if re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        names = list_manifests()
+        if text not in names:
+            near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names
+            raise UserError(f"data set {text!r} is unknown; nearest: {', '.join(near)}. Give one of these, or the path of a manifest (.yaml).")
+        path = shipped("data_manifests") / f"{text}.yaml"
+    else:
+        path = Path(name_or_path).expanduser()
+    tree = _read_yaml(path)
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_one_line(path, error)) from None
+    if manifest.name != path.stem:
+        raise UserError(f"{path}: name: found {manifest.name!r}, expected {path.stem!r}, the name of the file; make them agree.")
+    return manifest
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """SafeLoader without aliases (they can blow a small file up to gigabytes) and without repeated keys."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name); write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice!r} twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a data manifest (.yaml). Shipped ones: {', '.join(list_manifests())}.")
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size} bytes, expected a manifest below {_LARGEST_MANIFEST_BYTES}; is this a data file?")
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        found = getattr(error, "problem", None) or ("nested too deeply" if isinstance(error, RecursionError) else str(error))
+        raise UserError(f"{path}{where}: found {_short(found)}, expected plain YAML (names, numbers, lists); correct it.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: found {type(tree).__name__}, expected a mapping with the fields {', '.join(Manifest.model_fields)}.")
+    return tree
+
+
+_FIELDS = sorted({name for model in (Manifest, CaseEntry, Package, PackageFile, Phantom) for name in model.model_fields})
+
+
+def _one_line(path: Path, error: ValidationError) -> str:
+    """The first fault of a manifest as one line: file, field, found, expected. A misspelt field comes before what it leaves missing."""
+    faults = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    parts = [part for index, part in enumerate(fault["loc"]) if index < 1 or fault["loc"][index - 1] not in ("image", "label")]  # less the union's tag
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    found, more = _short(reprlib.repr(fault["input"])), f" ({len(faults) - 1} more after this one)" if len(faults) > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _FIELDS, n=3, cutoff=0.5)
+        return f"{path}: {field}: unknown field; {'nearest: ' + ', '.join(near) if near else 'remove it'}.{more}"
+    if fault["type"] == "missing":
+        return f"{path}: {field}: missing; add it.{more}"
+    if fault["type"] == "value_error":
+        wanted = _short(fault["msg"].removeprefix("Value error, "), 300)
+        return f"{path}: {f'{field}: found {found}, ' if field else ''}expected {wanted}; correct it.{more}"
+    wanted = _short(fault["msg"]).removeprefix("Input should ").removeprefix("be ")
+    return f"{path}: {field}: found {found}, expected: {wanted}; correct it.{more}"
+
+
+def _short(text: object, limit: int = 160) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,153 @@
+"""From a case's files to arrays on one grid: orient to RAS, resample, merge labels, crop to the body; kept in the cache.
+
+Intensities stay as they are (HU for CT): the window is applied at loading, after the changes of contrast phase that need HU.
+D, H, W are the volume's axes after orientation: to the patient's right-left, front-back and up (RAS+).
+"""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import CropForeground, LoadImage, Orientation, SpatialResample, Spacing
+from scipy.ndimage import gaussian_filter
+
+from ..errors import UserError
+from ..paths import cache_dir
+from .manifest import Case, Manifest, load_manifest
+
+MARGIN_VOXELS = 2  # left around the body
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case on the prepared grid.
+
+    image: (D, H, W) float32, in the unit of the file. label: (D, H, W) uint8 class indices, or None. affine: (4, 4), voxel to mm (RAS+).
+    native_shape, native_affine: the grid of the file, to which predictions are taken back.
+    """
+
+    case: Case
+    image: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray
+    native_shape: tuple[int, int, int]
+    native_affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        return tuple(np.linalg.norm(self.affine[:3, :3], axis=0).round(4).tolist())
+
+
+def read_volume(path: str | Path, *, what: str = "image") -> MetaTensor:
+    """A 3D volume from file, (1, D, H, W) float32 with its affine (NIfTI, NRRD, MetaImage or a DICOM folder, by MONAI's readers).
+
+    Raises UserError: no such file, unreadable, not 3D, not finite.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected the {what} of a case. Check the path, or fetch the data again.")
+    try:
+        volume = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
+    except Exception as error:  # readers raise anything from OSError to zlib.error on a damaged file
+        reason = " ".join(str(error).split("\n")[0].split())[:160]
+        raise UserError(f"{path}: cannot be read as a 3D {what} ({type(error).__name__}: {reason}); expected NIfTI, NRRD, MetaImage or DICOM. Is it whole?") from None
+    if volume.dim() != 4 or volume.shape[0] != 1 or min(volume.shape[1:]) < 2:
+        raise UserError(f"{path}: found a {what} of shape {tuple(volume.shape[1:])} x {volume.shape[0]} channels, expected one 3D volume.")
+    if not torch.isfinite(volume).all():
+        raise UserError(f"{path}: the {what} has {int((~torch.isfinite(volume)).sum())} values that are not finite, expected none. Export it again.")
+    return volume
+
+
+def read_label(path: str | Path, like: MetaTensor, manifest: Manifest) -> MetaTensor:
+    """Class indices (1, D, H, W) of a label file on the grid of its image `like`.
+
+    Raises UserError: another shape or place in space than the image's, values that are no labels, none of the manifest's classes.
+    """
+    label = read_volume(path, what="label")
+    if label.shape != like.shape:
+        raise UserError(f"{path}: found a label of {_times(label.shape[1:])} voxels, expected the image's {_times(like.shape[1:])}. Pair the right files, or resample the label onto the image.")
+    apart = float(np.abs(np.asarray(label.affine) - np.asarray(like.affine)).max())
+    if apart > 0.1:
+        raise UserError(f"{path}: its affine differs from the image's by up to {apart:.3g} mm, expected at most 0.1. Resample the label onto the image.")
+    merged = manifest.merge(label.numpy())
+    if not merged.any():
+        raise UserError(f"{path}: no voxel of any class of {manifest.name} ({', '.join(manifest.class_names[1:])}). Check the manifest's raw label values.")
+    return MetaTensor(merged.astype(np.float32), affine=label.affine)
+
+
+def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None, cache: Path | None = None) -> PreparedCase:
+    """Orient, resample (linear image after a low-pass, nearest label), merge labels and crop to the body; from the cache where nothing changed.
+
+    Args:
+        case: files, and the name of its manifest.
+        spacing_mm: of the prepared grid, along right-left, front-back, up; None takes the manifest's.
+        cache: folder; None is `<cache>/prepared`.
+    """
+    manifest = load_manifest(case.manifest)
+    spacing_mm = tuple(spacing_mm or manifest.spacing_mm)
+    folder = cache or cache_dir() / "prepared"
+    kept = folder / f"{case.id}-{_fingerprint(case, manifest, spacing_mm)}.npz"
+    if not kept.exists():
+        _write(kept, _prepare(case, manifest, spacing_mm))
+    with np.load(kept) as arrays:
+        return PreparedCase(
+            case=case,
+            image=arrays["image"],
+            label=arrays["label"] if "label" in arrays else None,
+            affine=arrays["affine"],
+            native_shape=tuple(arrays["native_shape"].tolist()),
+            native_affine=arrays["native_affine"],
+        )
+
+
+def _prepare(case: Case, manifest: Manifest, spacing_mm: tuple[float, ...]) -> dict[str, np.ndarray]:
+    image = read_volume(case.image)
+    label = read_label(case.label, image, manifest) if case.label else None
+    native = {"native_shape": np.array(image.shape[1:]), "native_affine": np.asarray(image.affine)}
+
+    orient = Orientation("RAS", labels=None)
+    image, label = orient(image), orient(label) if label is not None else None
+    image = _low_pass(image, spacing_mm)
+    image = Spacing(spacing_mm, mode="bilinear", padding_mode="border")(image)
+    if label is not None:
+        label = SpatialResample(mode="nearest", padding_mode="zeros")(label, dst_affine=image.affine, spatial_size=image.shape[1:])
+
+    crop = CropForeground(select_fn=lambda x: x > manifest.intensity_window[0], margin=MARGIN_VOXELS, allow_smaller=True)
+    start, end = crop.compute_bounding_box(image)
+    image = crop.crop_pad(image, start, end)
+    arrays = native | {"image": image[0].numpy().astype(np.float32), "affine": np.asarray(image.affine)}
+    if label is not None:
+        arrays["label"] = crop.crop_pad(label, start, end)[0].numpy().astype(np.uint8)
+    return arrays
+
+
+def _low_pass(image: MetaTensor, spacing_mm: tuple[float, ...]) -> MetaTensor:
+    """Smooth what the coarser grid cannot hold, so that a fine and a coarse scan look alike after resampling. Sigma is half the step,
+    in old voxels, less what the old grid has already smoothed."""
+    ratios = np.array(spacing_mm) / np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+    sigma = 0.5 * np.sqrt(np.maximum(ratios**2 - 1, 0))
+    return MetaTensor(gaussian_filter(image.numpy(), (0, *sigma), mode="nearest"), affine=image.affine)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Beside and renamed: a killed run leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        np.savez_compressed(part, **arrays)
+    os.replace(part.name, path)
+
+
+def _fingerprint(case: Case, manifest: Manifest, spacing_mm: tuple[float, ...]) -> str:
+    """Of all that the result depends on: the files (place, size, time), classes, window and spacing."""
+    files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in (case.image, case.label) if f and f.exists()]
+    told = repr((files, manifest.classes, manifest.intensity_window, spacing_mm, MARGIN_VOXELS))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _times(shape) -> str:
+    return "x".join(str(int(n)) for n in shape)

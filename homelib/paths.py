@@ -1,0 +1,27 @@
+"""Where things lie: the user's cache, the run folders, and what ships with the workbook."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_dir() -> Path:
+    """Folder for fetched and prepared data: `$HOMELIB_CACHE`, else the user's cache folder. Created on first use."""
+    folder = Path(os.environ.get("HOMELIB_CACHE") or platformdirs.user_cache_dir("homelib")).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def runs_dir() -> Path:
+    """Folder for run folders: `$HOMELIB_RUNS`, else `runs/` below the current folder. Not created here."""
+    return Path(os.environ.get("HOMELIB_RUNS") or "runs").expanduser()
+
+
+def shipped(name: str) -> Path:
+    """A folder that ships with the workbook (`"notebooks"`, `"data_manifests"`): beside the package in a clone, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / name, package / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"{name}/ is neither beside nor inside {package}: install homelib from a clone (`make env`).")

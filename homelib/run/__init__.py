@@ -1,0 +1,1 @@
+"""One run: its settings in, its folder out."""

@@ -1,0 +1,83 @@
+"""A run folder: `runs/<name>/` with settings.json, status.json, history.csv, last.ckpt, best.safetensors, metrics.csv, predictions/, figures/.
+
+Files are written beside and renamed, so that a killed run leaves either the old file or the new one.
+"""
+
+import json
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from ..config import Settings
+from ..errors import UserError
+
+State = Literal["queued", "running", "done", "failed", "stale"]
+
+
+class Run:
+    """A run by its folder, which need not exist yet."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """A run that exists. Raises UserError where the folder holds none."""
+        run = cls(folder)
+        if not run.settings_file.exists():
+            raise UserError(f"{run.folder}: no settings.json there, expected a run folder. `home train` makes one.")
+        return run
+
+    settings_file = property(lambda self: self.folder / "settings.json")
+    checkpoint_file = property(lambda self: self.folder / "last.ckpt")
+    weights_file = property(lambda self: self.folder / "best.safetensors")
+    history_file = property(lambda self: self.folder / "history.csv")
+    metrics_file = property(lambda self: self.folder / "metrics.csv")
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.load(self.settings_file)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a step: step, loss, learning_rate, seconds; empty before the first."""
+        return pd.read_csv(self.history_file) if self.history_file.exists() else pd.DataFrame(columns=["step", "loss", "learning_rate", "seconds"])
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row a case, class and metric."""
+        if not self.metrics_file.exists():
+            raise UserError(f"{self.metrics_file}: no such file; `home evaluate {self.folder}` writes it.")
+        return pd.read_csv(self.metrics_file)
+
+    @property
+    def state(self) -> State:
+        status = self.folder / "status.json"
+        return json.loads(status.read_text())["state"] if status.exists() else "queued"
+
+    def set_state(self, state: State, **told: object) -> None:
+        with written_whole(self.folder / "status.json") as part:
+            part.write_text(json.dumps({"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **told}) + "\n")
+
+
+@contextmanager
+def written_whole(path: Path):
+    """A path beside `path` to write to; renamed onto it when all went well, removed when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix="".join(path.suffixes[-2:]))
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

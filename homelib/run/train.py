@@ -1,0 +1,143 @@
+"""Training: patches in, a run folder out. Dice + cross-entropy, AdamW, cosine schedule (paper section 3.2 and App. B), on Lightning Fabric."""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..config import Settings, TrainingConfig
+from ..data.loading import IGNORE, Patches
+from ..data.prepare import PreparedCase
+from ..errors import UserError
+from .checkpoint import build_network, load_checkpoint, save_checkpoint, save_weights
+from .folder import Run, written_whole
+
+
+def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *, progress: bool = True, on_validation: Callable | None = None) -> Run:
+    """Train a network, or go on with the training that the folder holds.
+
+    Args:
+        settings: of the run; kept in the folder. A folder with other settings is refused.
+        cases: prepared, labelled.
+        folder: `runs/<name>`.
+        progress: show a bar.
+        on_validation: called as f(step, network) every `validate_every` steps and at the end; what it returns (name -> number) joins the history.
+
+    Returns:
+        The run: `history.csv`, `last.ckpt`, `best.safetensors` (the last weights: a demonstration has no validation case to choose by).
+
+    Raises:
+        UserError: the folder belongs to another run; a loss that is not finite.
+    """
+    run, config = Run(folder), settings.training
+    _claim(run, settings)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    fabric.seed_everything(config.seed, verbose=False)
+    network = build_network(settings)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    patches = Patches(cases, settings.data, config.augment, seed=config.seed)
+
+    history = _resume(run, network, optimizer, schedule)
+    network, optimizer = fabric.setup(network, optimizer)
+    run.set_state("running")
+    start = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+    try:
+        for step in tqdm(range(len(history), config.steps), initial=len(history), total=config.steps, desc=run.name, disable=not progress, mininterval=10):
+            rate = schedule.get_last_lr()[0]
+            loss = train_step(fabric, network, optimizer, patches.batch(step, config.batch_size), clip_norm=config.clip_norm)
+            with warnings.catch_warnings():  # the first optimizer step is taken inside Fabric's wrapper, which the schedule does not see
+                warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+                schedule.step()
+            history.append({"step": step, "loss": loss, "learning_rate": rate, "seconds": time.perf_counter() - start})
+            last = step + 1 == config.steps
+            if last or (step + 1) % config.validate_every == 0:
+                if on_validation is not None:
+                    history[-1] |= on_validation(step + 1, network.module)
+                    network.train()
+                _keep(run, network.module, optimizer, schedule, history, settings)
+    except BaseException as error:
+        run.set_state("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    run.set_state("done", seconds=round(history[-1]["seconds"], 1))
+    return run
+
+
+def train_step(fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], *, clip_norm: float | None) -> float:
+    """One step on images and labels (B, 1, D, H, W); the loss. Raises UserError when it is not finite."""
+    image, label = fabric.to_device(batch)
+    loss = segmentation_loss(network(image), label)
+    if not torch.isfinite(loss):
+        raise UserError(f"loss: found {loss.item()} in training, expected a number. Lower training.learning_rate, or set training.clip_norm (1.0, say).")
+    fabric.backward(loss)
+    if clip_norm is not None:
+        fabric.clip_gradients(network, optimizer, max_norm=clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Dice + cross-entropy (MONAI), over the voxels whose label is not 255.
+
+    An ignored voxel is given a certain, right answer (background), so that it has no gradient and adds nothing to the loss.
+
+    Args:
+        logits: (B, classes, D, H, W).
+        label: (B, 1, D, H, W) class indices.
+    """
+    logits = logits.float()
+    ignored = label == IGNORE
+    if ignored.any():
+        certain = torch.full((1, logits.shape[1], 1, 1, 1), -50.0, device=logits.device)
+        certain[:, 0] = 50.0
+        logits, label = torch.where(ignored, certain, logits), label.masked_fill(ignored, 0)
+    return DiceCELoss(to_onehot_y=True, softmax=True)(logits, label)
+
+
+def learning_rate_factor(step: int, config: TrainingConfig) -> float:
+    """Warm-up from zero in a straight line, then half a cosine down to zero: the factor on the learning rate of `step`."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _claim(run: Run, settings: Settings) -> None:
+    if run.settings_file.exists():
+        if (theirs := run.settings) != settings:
+            differ = [k for k in type(settings).model_fields if getattr(theirs, k) != getattr(settings, k)]
+            raise UserError(f"{run.folder}: holds a run with other settings ({', '.join(differ)}); nothing was changed. Choose another name, or delete the folder.")
+    else:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(run.settings_file) as part:
+            settings.save(part)
+
+
+def _keep(run: Run, network, optimizer, schedule, history: list[dict], settings: Settings) -> None:
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "history": history}
+    save_checkpoint(run.checkpoint_file, state)
+    save_weights(network, run.weights_file, settings)
+    with written_whole(run.history_file) as part:
+        pd.DataFrame(history).to_csv(part, index=False)
+
+
+def _resume(run: Run, network, optimizer, schedule) -> list[dict]:
+    """Load the folder's checkpoint, where there is one; the history so far."""
+    if not run.checkpoint_file.exists():
+        return []
+    state = load_checkpoint(run.checkpoint_file)
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return state["history"]
