@@ -1,11 +1,33 @@
-"""homelib: Mamba-HoME for 3D medical image segmentation, in full (NeurIPS 2025, arXiv 2507.06363)."""
+"""homelib: Mamba-HoME for 3D medical image segmentation, in full (NeurIPS 2025, arXiv 2507.06363).
 
-from .config import ModelConfig, Settings
-from .errors import UserError
-from .network.home import HoME
-from .network.mamba import MambaMixer
-from .network.scan import selective_scan
-from .network.unet import DynamicTanh, GatedSpatialConv, MambaHoME, SegMamba
+The public names are imported when they are first used: `home --help` need not wait seconds for PyTorch and MONAI.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
-__all__ = ["DynamicTanh", "GatedSpatialConv", "HoME", "MambaHoME", "MambaMixer", "ModelConfig", "SegMamba", "Settings", "UserError", "selective_scan"]
+
+_HOMES = {
+    "ModelConfig": "config",
+    "Settings": "config",
+    "UserError": "errors",
+    "HoME": "network.home",
+    "MambaMixer": "network.mamba",
+    "selective_scan": "network.scan",
+    "DynamicTanh": "network.unet",
+    "GatedSpatialConv": "network.unet",
+    "MambaHoME": "network.unet",
+    "SegMamba": "network.unet",
+    "trace_routing": "study.routing",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -19,14 +19,18 @@ Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # mm
 Patch = tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _OneLineErrors(type(BaseModel)):
+    """Wraps the outermost call alone: an error in a nested model keeps its full dotted name (`training.steps`), which an `__init__` would cut."""
 
-    def __init__(self, **fields: Any):
+    def __call__(cls, **fields: Any):
         try:
-            super().__init__(**fields)
+            return super().__call__(**fields)
         except ValidationError as error:
-            raise UserError(describe(error, type(self))) from None
+            raise UserError(describe(error, cls)) from None
+
+
+class _Frozen(BaseModel, metaclass=_OneLineErrors):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(_Frozen):
@@ -128,7 +132,10 @@ class Settings(_Frozen):
             raise UserError(f"{path}: not JSON ({error}); restore the file, or start the run anew.") from None
         if not isinstance(fields, dict):
             raise UserError(f"{path}: found a JSON {type(fields).__name__}, expected an object of settings.")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def paper() -> Settings:
@@ -147,7 +154,7 @@ def laptop() -> Settings:
             out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)
         ),
         data=DataConfig(train_cases=("ct-a",), test_cases=("ct-c",), spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 48)),
-        training=TrainingConfig(steps=400, batch_size=1, learning_rate=2e-3, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, augment=augment),
+        training=TrainingConfig(steps=300, batch_size=2, learning_rate=2e-3, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, augment=augment),
     )
 
 
@@ -168,11 +175,11 @@ def describe(error: ValidationError, tree: type[BaseModel]) -> str:
     """A pydantic error as one line: each field by dotted name, what was found, what is expected, and the nearest field for an unknown one."""
     faults = []
     for fault in error.errors():
-        name = ".".join(map(str, fault["loc"])) or "settings"
+        name, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             faults.append(unknown_field(name, tree))
-        else:
-            faults.append(f"{name}: found {_short(fault['input'])}; {fault['msg'].removeprefix('Value error, ')}")
+        else:  # a rule over the whole tree names its fields itself
+            faults.append(f"{name}: found {_short(fault['input'])}; {message}" if name else message)
     return "; ".join(faults) + "."
 
 

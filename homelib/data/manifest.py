@@ -286,8 +286,8 @@ def _one_line(path: Path, error: ValidationError) -> str:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
     found, more = _short(reprlib.repr(fault["input"])), f" ({len(faults) - 1} more after this one)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), _FIELDS, n=3, cutoff=0.5)
-        return f"{path}: {field}: unknown field; {'nearest: ' + ', '.join(near) if near else 'remove it'}.{more}"
+        near = difflib.get_close_matches(str(parts[-1]), _FIELDS, n=3, cutoff=0.5) if parts[-1] not in _FIELDS else []
+        return f"{path}: {field}: unknown field here; {'nearest: ' + ', '.join(near) if near else 'remove it'}.{more}"
     if fault["type"] == "missing":
         return f"{path}: {field}: missing; add it.{more}"
     if fault["type"] == "value_error":

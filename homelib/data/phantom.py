@@ -37,6 +37,9 @@ def ct_phantom(seed: Seed, *, shape: tuple[int, int, int] = (96, 96, 96), spacin
         label: uint8 `shape`, class indices of `CT_CLASSES` (not raw labels of the manifest).
         affine: float64 (4, 4), voxel -> world, RAS+.
 
+    Raises:
+        ValueError: fewer than 8 voxels along an axis, or a spacing that is not positive.
+
     >>> image, label, affine = ct_phantom(0, shape=(48, 48, 48), spacing_mm=7.0)
     """
     random = np.random.default_rng(seed)
@@ -79,7 +82,7 @@ def ct_phantom(seed: Seed, *, shape: tuple[int, int, int] = (96, 96, 96), spacin
     below = cavity & (z < diaphragm)
     paint(cavity & ~below, -850 + 40 * _smooth_noise(random, shape, 1.0))
 
-    # Organs: liver, IVC and gall side on the right (+x), spleen, stomach and aorta on the left (-x).
+    # Organs: liver and vena cava on the right (+x); spleen, stomach and aorta on the left (-x).
     liver = (_ellipsoid(x, y, z, move(72, 8, 78), vary(78, 78, 72)) < 1) | (_ellipsoid(x, y, z, move(5, 48, 92), vary(72, 36, 40)) < 1)
     organ("liver", below & liver)
     bag = _ellipsoid(x, y, z, move(-60, 42, 72), vary(40, 34, 46))
@@ -153,7 +156,7 @@ def us_phantom(seed: Seed, *, shape: tuple[int, int, int] = (96, 96, 96), spacin
     r_, a_, b_ = np.meshgrid(r, angle, angle, indexing="ij")
     down = r_ / np.sqrt(1 + np.tan(a_) ** 2 + np.tan(b_) ** 2)
     reflectivity, absorption = valve.tissue(down * np.tan(a_), down * np.tan(b_), apex_z - down, shadow)
-    real, imaginary = (gaussian_filter(random.standard_normal(r_.shape, dtype=np.float32), (1.8, 0.7, 0.7)) for _ in range(2))
+    real, imaginary = (gaussian_filter(random.standard_normal(r_.shape, dtype=np.float32), (2.5, 0.6, 0.6)) for _ in range(2))
     speckle = np.hypot(real, imaginary)  # the length of a complex normal number: Rayleigh
     speckle /= speckle.mean()
     step = float(r[1] - r[0])
@@ -207,7 +210,7 @@ class _Valve:
         ring = ((rho - 1) * self.radius_q) ** 2 + w**2 < 3.0**2
         reflectivity[ring] = 0.7
         reflectivity[self.label(x, y, z) > 0] = 0.8
-        absorption = np.where(blood, 0.001, 0.006).astype(np.float32)
+        absorption = np.where(blood, 0.001, 0.008).astype(np.float32)
         p0, q0, w0, radius = self.nodule
         nodule = (p - p0) ** 2 + (q - q0) ** 2 + (w - w0) ** 2 < radius**2
         reflectivity[nodule] = 2.0

@@ -63,6 +63,12 @@ def read_volume(path: str | Path, *, what: str = "image") -> MetaTensor:
     return volume
 
 
+def read_oriented(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """A file's volume (D, H, W) turned to RAS+ without resampling, for showing, and its spacing in mm. Errors as `read_volume`."""
+    volume = Orientation("RAS", labels=None)(read_volume(path))
+    return volume[0].numpy(), tuple(np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).tolist())
+
+
 def read_label(path: str | Path, like: MetaTensor, manifest: Manifest) -> MetaTensor:
     """Class indices (1, D, H, W) of a label file on the grid of its image `like`.
 

@@ -117,7 +117,7 @@ class LocalRouter(nn.Module):
         logits = torch.einsum("bgkd,bgmd->bgkm", self.token_norm(x), slot_embed)
         if padded is not None:  # the same lowest value in all slots: a fill token spreads evenly, and being zero it adds nothing
             logits = logits.masked_fill(padded[..., None], torch.finfo(logits.dtype).min)
-        A = logits.float().softmax(-1).to(x.dtype)
+        A = at_least_float32(logits).softmax(-1).to(x.dtype)
         return rearrange(A, "b g k (e s) -> b g k e s", e=self.experts)
 
 
@@ -141,7 +141,7 @@ class GlobalRouter(nn.Module):
         if self.mask_padding:
             counted = reduce(real.to(z.dtype), "(p e) -> p 1", "sum", e=self.experts)
         slot_embed = rearrange(self.slot_embed(runs / counted), "b p (e d) -> b (e p) d", e=self.experts)
-        logits = torch.einsum("bnd,bmd->bnm", z, self.slot_norm(slot_embed)).float()
+        logits = at_least_float32(torch.einsum("bnd,bmd->bnm", z, self.slot_norm(slot_embed)))
         to_slots = logits.masked_fill(~real[:, None], float("-inf")) if self.mask_padding else logits
         dispatch, combine = to_slots.softmax(1).to(z.dtype), logits.softmax(2).to(z.dtype)
         return tuple(rearrange(t, "b n (e p) -> b n e p", e=self.experts) for t in (dispatch, combine))
@@ -184,5 +184,10 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised = F.normalize(x.float() if x.dtype != torch.float64 else x, dim=-1, eps=1e-8)
+        normalised = F.normalize(at_least_float32(x), dim=-1, eps=1e-8)
         return (normalised * x.shape[-1] ** 0.5 * self.gamma).to(x.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision to float32, float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,6 +6,8 @@
 B batch, C channels, D H W the volume's axes, N tokens of a stage in raster order (last axis fastest).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -137,13 +139,16 @@ class _UShapedNetwork(nn.Module):
             features.append(stage.skip_norm(x))
         return features
 
-    def set_checkpointing(self, on: bool | tuple[bool, bool, bool, bool]) -> None:
+    def set_checkpointing(self, on: bool | Sequence[bool]) -> None:
         """Recompute the blocks of a stage in the backward pass instead of keeping their activations: for all stages, or one by one."""
-        for stage, on_stage in zip(self.stages, on if isinstance(on, tuple) else (on,) * 4, strict=True):
+        on_stages = (on,) * 4 if isinstance(on, bool) else tuple(on)
+        if len(on_stages) != 4:
+            raise UserError(f"checkpointing: found {len(on_stages)} values, expected one for all stages or one for each of the four.")
+        for stage, on_stage in zip(self.stages, on_stages, strict=True):
             stage.checkpointing = on_stage
 
     def _check(self, x: Tensor) -> torch.Size:
-        if x.dim() != 5 or x.shape[1] != self.config.in_channels:
+        if x.dim() != 5 or x.shape[1] != self.config.in_channels or not x.numel():
             raise UserError(f"input: found shape {tuple(x.shape)}, expected (B, {self.config.in_channels}, D, H, W).")
         return x.shape[2:]
 

@@ -80,7 +80,7 @@ def _measure(metric: str, P: np.ndarray, R: np.ndarray, spacing_mm: Sequence[flo
     P, R = (torch.from_numpy(mask)[None, None] for mask in (P, R))
     if metric == "dice":
         return compute_dice(P, R).item()
-    return compute_hausdorff_distance(P, R, include_background=True, percentile=95, spacing=list(spacing_mm)).item()
+    return compute_hausdorff_distance(P, R, include_background=True, percentile=95, spacing=[float(s) for s in spacing_mm]).item()
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:

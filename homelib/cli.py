@@ -1,0 +1,181 @@
+"""`home`, the command line: the same functions and the same settings as the notebooks.
+
+Heavy imports stand inside the commands, so that `home --help` answers at once.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+
+from .errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Mamba-HoME for 3D medical image segmentation: train, predict, measure, and see where every expert looks.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is known of them, and the demo data.")
+app.add_typer(data_app, name="data")
+console = Console(soft_wrap=True)
+
+Profile = Annotated[str, typer.Option(help="smoke (phantoms, seconds), laptop (real scans, minutes) or paper")]
+Direction = Annotated[str, typer.Option(help="a-to-c trains on patient a and tests on c; c-to-a the other way round")]
+Changes = Annotated[list[str], typer.Option("--set", help="a setting by dotted name, training.steps=100; may be repeated")]
+Folder = Annotated[Path, typer.Argument(help="run folder, runs/<name>")]
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, device, scan backend, and why an optional part is not used."""
+    from .study.doctor import examine
+
+    for section, findings in examine().items():
+        console.print(f"[bold]{section}[/]")
+        for name, told in findings.items():
+            console.print(f"  {name:18} {told}", highlight=False, markup=False)
+
+
+@app.command()
+def demo(
+    profile: Profile = "laptop",
+    only: Annotated[list[str], typer.Option(help="beginning of a notebook's name, 03; may be repeated")] = [],  # noqa: B006  typer reads it, nobody writes
+    out: Annotated[Path | None, typer.Option(help="folder; default runs/demo")] = None,
+) -> None:
+    """Run the notebooks in order on the demo data; executed copies, HTML and runs in runs/demo."""
+    from .data.demo import fetch_demo
+    from .paths import runs_dir
+    from .study.demo_report import report
+    from .study.workbook import run_workbook
+
+    start, folder = time.perf_counter(), (out or runs_dir() / "demo").resolve()
+    console.print(f"home demo: profile {profile}, into {folder}")
+    if profile != "smoke":
+        console.print(fetch_demo().message, highlight=False, markup=False)
+    fetched = time.perf_counter()
+    done = run_workbook(folder, {"profile": profile, "folder": str(folder)}, only=only)
+    report(folder, done, console)
+    took = time.perf_counter() - fetched
+    console.print(f"home demo: {took / 60:.1f} minutes, and {fetched - start:.0f} s before that for the data.")
+    if any(notebook.error for notebook in done):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(folder: Folder, profile: Profile = "laptop", direction: Direction = "a-to-c", set: Changes = []) -> None:  # noqa: A002, B006
+    """Train a network on a demo patient. A folder with an unfinished training is gone on with.
+
+    Example: home train runs/mine --profile laptop --set training.steps=100
+    """
+    from .config import override, preset
+    from .data.cases import prepared, with_demo_cases
+    from .run.train import fit
+
+    settings, demo = with_demo_cases(override(preset(profile), parse_changes(set)), direction=direction)
+    console.print(demo.message, highlight=False, markup=False)
+    run = fit(settings, prepared(settings, demo), folder)
+    console.print(f"{run.folder}: {len(run.history)} steps, last loss {run.history['loss'].iloc[-1]:.3f}. Next: home evaluate {run.folder}")
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    image: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a folder of DICOM slices")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="labels to write, .nii.gz")] = Path("prediction.nii.gz"),
+) -> None:
+    """Segment a scan with a trained run, on the scan's own grid, as NIfTI."""
+    from .data.manifest import Case, load_manifest
+    from .data.prepare import prepare
+    from .run.checkpoint import trained_network
+    from .run.folder import Run
+    from .run.predict import predict_probabilities, save_label, to_native
+
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise UserError(f"--out: found {out.name!r}, expected a name that ends in .nii.gz.")
+    if out.exists():
+        raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
+    run = Run.open(folder)
+    settings = run.settings
+    manifest = load_manifest(settings.data.manifest)
+    case = prepare(Case(image.name.split(".")[0], image, None, manifest.modality, "UNSTATED", manifest.name), spacing_mm=settings.data.spacing_mm)
+    label = to_native(predict_probabilities(trained_network(run), case, settings), case)
+    save_label(label, case, out)
+    found = ", ".join(f"{name} {int((label == i).sum())}" for i, name in enumerate(manifest.class_names) if i)
+    console.print(f"{out}: {'x'.join(map(str, label.shape))} voxels; {found}", highlight=False)
+
+
+@app.command()
+def evaluate(folder: Folder) -> None:
+    """Measure a run on the demo patient it never saw and on its own, beside baselines; writes metrics.csv."""
+    from .data.cases import DIRECTIONS, with_demo_cases
+    from .run.folder import Run
+    from .study.comparison import measure
+    from .study.demo_report import print_dice
+
+    run = Run.open(folder)
+    direction = next((name for name, (letter, _) in DIRECTIONS.items() if run.settings.data.train_cases[0].endswith("-" + letter)), "a-to-c")
+    _, demo = with_demo_cases(run.settings, direction=direction)
+    measure(run, demo)
+    print_dice(run, console)
+
+
+@app.command()
+def tables(folders: Annotated[list[Path], typer.Argument(help="run folders with a metrics.csv")]) -> None:
+    """Result tables of runs, from their metrics.csv."""
+    from .run.folder import Run
+    from .study.demo_report import print_dice
+
+    for folder in folders:
+        print_dice(Run.open(folder), console)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The data sets with a manifest."""
+    from .data.manifest import list_manifests, load_manifest
+
+    for name in list_manifests():
+        console.print(f"{name:18} {load_manifest(name).title}", highlight=False)
+
+
+@data_app.command("show")
+def data_show(name: str) -> None:
+    """One data set's manifest: classes, spacing, window, cases, source, licence."""
+    from .data.manifest import load_manifest
+
+    console.print(yaml.safe_dump(load_manifest(name).model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=150), highlight=False, markup=False)
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="demo")]) -> None:
+    """Fetch data into the cache: `demo`, the real scans of the demo (82 MB, once)."""
+    if name != "demo":
+        raise UserError(f"data: found {name!r}, expected demo; no other data set can be fetched yet.")
+    from .data.demo import fetch_demo
+    from .paths import cache_dir
+
+    demo = fetch_demo()
+    console.print(demo.message, highlight=False, markup=False)
+    console.print(f"cache: {cache_dir()}", highlight=False)
+    if not demo.real:
+        raise typer.Exit(1)
+
+
+def parse_changes(changes: list[str]) -> dict[str, object]:
+    """`name=value` texts to settings by dotted name; values are read as YAML (numbers, lists, true, null)."""
+    parsed = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set: found {change!r}, expected name=value, training.steps=100 say.")
+        parsed[name.strip()] = yaml.safe_load(value)
+    return parsed
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"home: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,57 @@
+"""One run measured: the trained network on the patient it never saw and on its own, beside three baselines; predictions as NIfTI."""
+
+import pandas as pd
+
+from ..data.cases import prepared
+from ..data.demo import DemoData
+from ..data.manifest import load_manifest
+from ..data.prepare import PreparedCase, read_label, read_volume
+from ..run.checkpoint import trained_network
+from ..run.evaluate import evaluate
+from ..run.folder import Run, written_whole
+from ..run.predict import predict_probabilities, save_label, to_native
+from .baselines import ThresholdAndPosition, all_background, untrained
+
+BASELINES = ("untrained network", "all background", "HU threshold and position")
+
+
+def measure(run: Run, demo: DemoData) -> pd.DataFrame:
+    """Predict and evaluate a run on the files' own grids; writes `predictions/*.nii.gz` and `metrics.csv`.
+
+    Returns:
+        One row a case, method, class and metric (see `homelib.run.evaluate`), with `role`: "train" for the patient that the network
+        was trained on, "test" for the one it never saw. Baselines are measured on the test patient, in Dice alone.
+    """
+    settings = run.settings
+    (train,), (test,) = (prepared(settings, demo, role) for role in ("train", "test"))
+    network = trained_network(run)
+    rule = ThresholdAndPosition.fit(train, settings.model.out_channels)
+    tables = []
+    for role, case in (("train", train), ("test", test)):
+        methods = {settings.network: lambda case: predict_probabilities(network, case, settings)}
+        if role == "test":
+            methods |= {
+                "untrained network": lambda case: untrained(case, settings),
+                "all background": lambda case: all_background(case, settings),
+                "HU threshold and position": rule,
+            }
+        tables.append(_measure(run, role, case, methods))
+    metrics = pd.concat(tables, ignore_index=True)
+    with written_whole(run.metrics_file) as part:
+        metrics.to_csv(part, index=False)
+    return metrics
+
+
+def _measure(run: Run, role: str, case: PreparedCase, methods: dict) -> pd.DataFrame:
+    manifest = load_manifest(case.case.manifest)
+    reference = read_label(case.case.label, read_volume(case.case.image), manifest)[0].numpy().astype("uint8")
+    spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
+    tables = []
+    for method, predict in methods.items():
+        label = to_native(predict(case), case)
+        save_label(label, case, run.folder / "predictions" / f"{case.case.id}_{method.replace(' ', '-')}.nii.gz")
+        metrics = ("dice",) if method in BASELINES else ("dice", "hd95")
+        table = evaluate(label, reference, spacing_mm=spacing_mm, class_names=manifest.class_names, case=case.case.id, method=method,
+                         label_origin=case.case.label_origin, metrics=metrics)
+        tables.append(table)
+    return pd.concat(tables).assign(role=role)

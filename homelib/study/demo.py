@@ -1,0 +1,80 @@
+"""The demo's two runs: trained on one patient, tested on the other. Notebooks and the command line come here for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import Settings, override, preset
+from ..data.cases import prepared, with_demo_cases
+from ..data.demo import DemoData
+from ..data.manifest import Manifest, load_manifest
+from ..data.prepare import PreparedCase
+from ..errors import UserError
+from ..paths import runs_dir
+from ..run.evaluate import evaluate
+from ..run.folder import Run
+from ..run.predict import predict_probabilities
+from ..run.train import fit
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """One direction of the demo: its settings, its run folder (which need not exist yet), its two patients."""
+
+    settings: Settings
+    run: Run
+    data: DemoData
+    train_case: PreparedCase
+    test_case: PreparedCase
+
+    @property
+    def manifest(self) -> Manifest:
+        return load_manifest(self.settings.data.manifest)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.manifest.class_names
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """Intensity limits for showing a slice, in HU."""
+        return self.manifest.intensity_window
+
+
+def demo_run(profile: str, direction: str = "a-to-c", *, folder: str | Path = "", changes: Mapping[str, Any] | None = None) -> DemoRun:
+    """Set up one direction of the demo: data found and prepared, settings complete.
+
+    Args:
+        profile: "smoke", "laptop" or "paper".
+        direction: "a-to-c" or "c-to-a", trained on and tested on.
+        folder: of the demo; empty is `runs/demo`. The run lies in `folder/training/<profile>-<direction>`.
+        changes: settings by dotted name. An unknown one is an error.
+    """
+    settings = override(preset(profile), changes or {})
+    settings, data = with_demo_cases(settings, direction=direction)
+    (train,), (test,) = (prepared(settings, data, role) for role in ("train", "test"))
+    run = Run(Path(folder or runs_dir() / "demo") / "training" / f"{profile}-{direction}")
+    return DemoRun(settings, run, data, train, test)
+
+
+def trained(demo: DemoRun, *, progress: bool = True) -> Run:
+    """Train the run, or go on with it; a finished one is returned as it is. Every so often its Dice on the training patient is measured.
+
+    The test patient takes no part: there is no choice of a step or of a setting by it.
+    """
+
+    def training_patient_dice(step: int, network: nn.Module) -> dict[str, float]:
+        predicted = predict_probabilities(network.eval(), demo.train_case, demo.settings).argmax(0)
+        table = evaluate(
+            predicted, demo.train_case.label, spacing_mm=demo.train_case.spacing_mm, class_names=demo.class_names, case=demo.train_case.case.id,
+            method=demo.settings.network, label_origin=demo.train_case.case.label_origin, metrics=("dice",)
+        )
+        return {"training_patient_dice": table["value"].mean()}
+
+    if demo.settings.profile == "paper" and demo.settings.training.accelerator == "auto" and not torch.cuda.is_available():
+        raise UserError("profile: found 'paper' on a machine without a CUDA GPU, where a step takes minutes; expected smoke or laptop. To train it all the same set training.accelerator to cpu.")
+    return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=training_patient_dice)

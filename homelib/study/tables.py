@@ -1,0 +1,45 @@
+"""Result tables: from the tidy rows of `metrics.csv` to what a person reads. Every mean is made here, from the rows, each time."""
+
+import pandas as pd
+
+
+def dice_table(metrics: pd.DataFrame, *, role: str) -> pd.DataFrame:
+    """Dice by class (rows) and method (columns), in percent, with the voxels of the reference and where it comes from; the last row is the mean over classes.
+
+    Args:
+        metrics: rows as `homelib.study.comparison.measure` gives them.
+        role: "test" (the patient the network never saw) or "train".
+    """
+    rows = metrics[(metrics["role"] == role) & (metrics["metric"] == "dice")]
+    table = 100 * rows.pivot_table(index="class", columns="method", values="value", sort=False)
+    table = table[list(dict.fromkeys(rows["method"]))]
+    about = rows.drop_duplicates("class").set_index("class")
+    table.insert(0, "reference voxels", about["reference_voxels"])
+    table.loc["mean"] = table.mean()
+    table.insert(0, "label origin", [*about.loc[table.index[:-1], "label_origin"], ""])
+    table.loc["mean", "reference voxels"] = rows.drop_duplicates("class")["reference_voxels"].sum()
+    return table.astype({"reference voxels": int})
+
+
+def distance_table(metrics: pd.DataFrame, *, role: str) -> pd.DataFrame:
+    """HD95 in mm by class, with the counts of voxels: missed and spurious structures have the image's diagonal, and are counted."""
+    rows = metrics[(metrics["role"] == role) & (metrics["metric"] == "hd95")].set_index("class")
+    table = rows[["method", "value", "reference_voxels", "predicted_voxels"]].rename(columns={"value": "HD95 mm"})
+    table["missed"] = (table["reference_voxels"] > 0) & (table["predicted_voxels"] == 0)
+    table["spurious"] = (table["reference_voxels"] == 0) & (table["predicted_voxels"] > 0)
+    return table
+
+
+def means(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Mean Dice over classes (percent), one row a run, role and method; a run is named by the column `run` where there is one."""
+    keys = [key for key in ("run", "role", "case", "label_origin", "method") if key in metrics]
+    rows = metrics[metrics["metric"] == "dice"]
+    return (100 * rows.groupby(keys, sort=False)["value"].mean()).rename("mean Dice %").reset_index()
+
+
+def to_markdown(table: pd.DataFrame, *, digits: int = 1) -> str:
+    """A table in Markdown, numbers rounded."""
+    cells = [[str(name), *(f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row)] for name, row in zip(table.index, table.itertuples(index=False), strict=True)]
+    head = [str(table.index.name or ""), *map(str, table.columns)]
+    lines = [head, ["---"] * len(head), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

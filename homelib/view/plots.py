@@ -1,0 +1,232 @@
+"""Every static figure. Volumes are (D, H, W) in RAS+ (right-left, front-back, up), shown as a radiologist sees them: the patient's right on the left.
+
+Sizes are fixed, maps are safe for colour-blind readers, each slice has its orientation letters and a scale bar in mm.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+# Okabe and Ito's colours, then two that stay apart from them; background first
+CLASS_COLOURS = ["#000000", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#FF3B3B", "#56B4E9", "#B8B8FF", "#8C564B"]
+PLANES = {  # plane -> (fixed axis, letters at left, right, top, bottom)
+    "axial": (2, "RLAP"),
+    "coronal": (1, "RLSI"),
+    "sagittal": (0, "APSI"),
+}
+
+
+def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """One slice, rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
+    fixed = PLANES[plane][0]
+    picture = np.take(volume, index, axis=fixed).T[::-1]  # last axis up
+    return picture[:, ::-1]  # R (or A) to the left
+
+
+def show_slice(ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style) -> None:
+    """A grey slice with orientation letters and a 50 mm bar."""
+    low, high = limits or (float(image.min()), float(image.max()))
+    across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
+    picture = slice_of(image, plane, index)
+    ax.imshow(picture, aspect=up / across, vmin=low, vmax=high, interpolation="nearest", **{"cmap": "gray"} | style)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "alpha": 0.9}
+    for letter, (x, y, ha, va) in zip(
+        PLANES[plane][1], [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")], strict=True
+    ):
+        ax.text(x, y, letter, ha=ha, va=va, **told)
+    if bar:
+        length = 50 / across
+        rows, columns = picture.shape
+        ax.plot([columns * 0.04, columns * 0.04 + length], [rows * 0.95] * 2, color="white", lw=2)
+        ax.text(columns * 0.04, rows * 0.93, "50 mm", color="white", fontsize=6, va="bottom")
+
+
+def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], classes: int, alpha: float = 0.55) -> None:
+    """Class colours over a slice; the background is left clear."""
+    across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
+    picture = slice_of(label, plane, index)
+    colours = ListedColormap(CLASS_COLOURS[:classes])
+    ax.imshow(np.ma.masked_equal(picture, 0), aspect=up / across, cmap=colours, norm=BoundaryNorm(np.arange(classes + 1) - 0.5, classes), alpha=alpha, interpolation="nearest")
+
+
+def class_legend(figure: Figure, class_names: Sequence[str]) -> None:
+    patches = [Patch(color=CLASS_COLOURS[i], label=name.replace("_", " ")) for i, name in enumerate(class_names) if i]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
+
+
+def best_slices(label: np.ndarray) -> dict[str, int]:
+    """For each plane, the slice that shows most classes, and most of them."""
+    chosen = {}
+    for plane, (fixed, _) in PLANES.items():
+        slices = np.moveaxis(label, fixed, 0)
+        chosen[plane] = int(np.argmax([len(np.unique(s)) + (s > 0).mean() for s in slices]))
+    return chosen
+
+
+def case_planes(image: np.ndarray, labels: dict[str, np.ndarray], *, spacing_mm: Sequence[float], class_names: Sequence[str], limits: tuple[float, float], title: str, at: dict[str, int] | None = None) -> Figure:
+    """Three planes; a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
+    at = at or best_slices(next(iter(labels.values())))
+    rows = {"image": None} | labels
+    figure, axes = plt.subplots(len(rows), 3, figsize=(9, 2.9 * len(rows) + 0.6), layout="constrained", squeeze=False)
+    for line, (name, label) in zip(axes, rows.items(), strict=True):
+        for ax, plane in zip(line, PLANES, strict=True):
+            show_slice(ax, image, plane, at[plane], spacing_mm=spacing_mm, limits=limits)
+            if label is not None:
+                show_label(ax, label, plane, at[plane], spacing_mm=spacing_mm, classes=len(class_names))
+            if label is None:
+                ax.set_title(f"{plane}, slice {at[plane]}", fontsize=9)
+        line[0].set_ylabel(name, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    class_legend(figure, class_names)
+    return figure
+
+
+def history_curves(history: pd.DataFrame, *, title: str, smooth_steps: int = 20) -> Figure:
+    """Loss a step with its running median, learning rate, and what validation added (columns that end in `dice`)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    left.plot(history["step"], history["loss"], color="#BBBBBB", lw=0.8, label="a step")
+    left.plot(history["step"], history["loss"].rolling(smooth_steps, min_periods=1).median(), color="#0072B2", label=f"running median, {smooth_steps} steps")
+    left.set(xlabel="step", ylabel="Dice + cross-entropy loss")
+    left.legend(frameon=False, fontsize=8)
+    for name in [c for c in history if c.endswith("dice")]:
+        shown = history.dropna(subset=[name])
+        right.plot(shown["step"] + 1, shown[name], "o-", ms=4, color="#D55E00", label=name.replace("_", " "))
+    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
+    rate = right.twinx()
+    rate.plot(history["step"], history["learning_rate"], color="#009E73", lw=1, ls="--")
+    rate.set_ylabel("learning rate (dashed)", color="#009E73")
+    if right.has_data():
+        right.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def dice_bars(metrics: pd.DataFrame, *, title: str) -> Figure:
+    """Dice by class, one bar a method; from tidy rows (class, method, metric, value)."""
+    rows = metrics[metrics["metric"] == "dice"]
+    classes, methods = list(dict.fromkeys(rows["class"])), list(dict.fromkeys(rows["method"]))
+    figure, ax = plt.subplots(figsize=(10, 3.4), layout="constrained")
+    width = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        values = rows[rows["method"] == method].set_index("class")["value"].reindex(classes)
+        ax.bar(np.arange(len(classes)) + (number - (len(methods) - 1) / 2) * width, values, width, label=method, color=["#0072B2", "#E69F00", "#999999", "#009E73", "#CC79A7"][number % 5])
+    ax.set_xticks(range(len(classes)), [c.replace("_", " ") for c in classes], fontsize=8)
+    ax.set(ylabel="Dice", ylim=(0, 1))
+    ax.legend(frameon=False, fontsize=8, ncols=len(methods))
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def expert_panel(image: np.ndarray, maps: np.ndarray, groups: np.ndarray | None = None, *, spacing_mm: Sequence[float], limits: tuple[float, float], title: str, plane: str = "axial", index: int | None = None, label: np.ndarray | None = None, class_names: Sequence[str] = ()) -> Figure:
+    """One slice: the image with its classes, the winning expert, the groups, and a heat map of each expert's level-1 weight.
+
+    Args:
+        maps: (E, D, H, W), on the image's grid.
+        groups: (D, H, W) group of every voxel, or None.
+    """
+    index = image.shape[PLANES[plane][0]] // 2 if index is None else index
+    experts = len(maps)
+    panels = 2 + (groups is not None) + experts
+    columns = min(4, panels)
+    figure, axes = plt.subplots(-(-panels // columns), columns, figsize=(3.1 * columns, 2.9 * -(-panels // columns) + 0.8), layout="constrained", squeeze=False)
+    axes = iter(axes.ravel())
+    place = {"spacing_mm": spacing_mm}
+
+    ax = next(axes)
+    show_slice(ax, image, plane, index, limits=limits, **place)
+    if label is not None:
+        show_label(ax, label, plane, index, classes=len(class_names), **place)
+    ax.set_title("image" + (" and reference" if label is not None else ""), fontsize=9)
+
+    ax = next(axes)
+    palette = ListedColormap([plt.get_cmap("tab20")(i) for i in range(experts)])
+    show_slice(ax, maps.argmax(0).astype(float), plane, index, limits=(-0.5, experts - 0.5), cmap=palette, bar=False, **place)
+    figure.colorbar(ax.images[0], ax=ax, ticks=range(experts), shrink=0.8)
+    ax.set_title("expert with the largest weight", fontsize=9)
+
+    if groups is not None:
+        ax = next(axes)
+        show_slice(ax, (groups % 8).astype(float), plane, index, limits=(0, 7), cmap="Set2", bar=False, **place)
+        ax.set_title("groups (colours repeat)", fontsize=9)
+    for e in range(experts):
+        ax = next(axes)
+        show_slice(ax, image, plane, index, limits=limits, bar=False, **place)
+        show_slice(ax, maps[e], plane, index, limits=(0, 1), cmap="magma", alpha=0.75, bar=False, **place)
+        ax.set_title(f"expert {e}", fontsize=9)
+    figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, label="weight")
+    for ax in axes:
+        ax.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    if label is not None:
+        class_legend(figure, class_names)
+    return figure
+
+
+def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
+    """Expert by class: how much more than its average an expert weighs within a class (log2 of the lift), from tidy rows class, expert, lift."""
+    matrix = table.pivot_table(index="class", columns="expert", values="lift", sort=False)
+    values = np.log2(np.maximum(matrix.to_numpy(), 1e-3))
+    reach = max(0.1, float(np.abs(values).max()))
+    figure, ax = plt.subplots(figsize=(2.6 + 0.7 * matrix.shape[1], 1.4 + 0.33 * matrix.shape[0]), layout="constrained")
+    picture = ax.imshow(values, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
+    ax.set_yticks(range(len(matrix)), [c.replace("_", " ") for c in matrix.index], fontsize=8)
+    ax.set_xticks(range(matrix.shape[1]), matrix.columns)
+    ax.set_xlabel("expert")
+    for (row, column), value in np.ndenumerate(matrix.to_numpy()):
+        dark = abs(values[row, column]) > 0.6 * reach
+        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    figure.colorbar(picture, ax=ax, label="log2 lift")
+    ax.set_title(title, fontsize=10)
+    return figure
+
+
+def intensity_ranges(table: pd.DataFrame, *, window: tuple[float, float], unit: str, title: str) -> Figure:
+    """Median and 5th to 95th percentile of each class, a colour a case; from tidy rows case, class, median, p5, p95."""
+    classes, cases = list(dict.fromkeys(table["class"])), list(dict.fromkeys(table["case"]))
+    figure, ax = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    ax.axhspan(*window, color="#EEEEEE", zorder=0)
+    for number, case in enumerate(cases):
+        rows = table[table["case"] == case].set_index("class").reindex(classes)
+        x = np.arange(len(classes)) + (number - (len(cases) - 1) / 2) * 0.25
+        ax.errorbar(x, rows["median"], yerr=[rows["median"] - rows["p5"], rows["p95"] - rows["median"]], fmt="o", ms=5, capsize=3, color=["#0072B2", "#D55E00"][number % 2], label=case)
+    ax.set_xticks(range(len(classes)), [c.replace("_", " ") for c in classes], fontsize=8)
+    ax.set_ylabel(unit)
+    ax.legend(frameon=False, fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(title, fontsize=10)
+    return figure
+
+
+def patch_row(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, spacing_mm: Sequence[float], class_names: Sequence[str], title: str) -> Figure:
+    """Patches side by side, the axial slice with most classes of each: as the network sees it, and with its labels."""
+    figure, axes = plt.subplots(2, len(images), figsize=(2.6 * len(images), 5.2), layout="constrained", squeeze=False)
+    for column, (image, label) in enumerate(zip(images, labels, strict=True)):
+        index = best_slices(label)["axial"]
+        for ax in axes[:, column]:
+            show_slice(ax, image, "axial", index, spacing_mm=spacing_mm, limits=(0, 1), bar=column == 0)
+        show_label(axes[1, column], label, "axial", index, spacing_mm=spacing_mm, classes=len(class_names))
+        axes[0, column].set_title(f"draw {column}", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    class_legend(figure, class_names)
+    return figure
+
+
+def group_strips(groups: np.ndarray, *, title: str) -> Figure:
+    """Groups of a stage's grid (D, H, W) in the middle slice of each plane: strips along the last axis, as raster order makes them."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
+    for ax, plane in zip(axes, PLANES, strict=True):
+        index = groups.shape[PLANES[plane][0]] // 2
+        show_slice(ax, (groups % 8).astype(float), plane, index, spacing_mm=(1, 1, 1), limits=(0, 7), cmap="Set2", bar=False)
+        ax.set_title(f"{plane}, slice {index}", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure

@@ -1,0 +1,54 @@
+"""What the tests share: a cache of their own, a tiny network, phantom cases, and settings that fit them.
+
+No test reads or writes the user's cache or run folders.
+"""
+
+import pytest
+import torch
+
+from homelib import ModelConfig, Settings
+from homelib.config import override, preset
+from homelib.data.demo import phantom_cases
+from homelib.data.prepare import PreparedCase, prepare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Everything cached lands in a temporary folder, the same for the whole session."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOMELIB_CACHE", str(folder))
+        patch.setenv("HOMELIB_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    """The smallest network in which every part still does something: several groups, experts and slots in every stage of a 32-voxel cube."""
+    return ModelConfig(
+        depths=(1, 1, 1, 1), channels=(4, 4, 8, 8), hidden_channels=8, group_size=(512, 64, 8, 4),
+        experts_local=(2, 3, 2, 2), experts_global=(4, 4, 2, 2), slots_per_expert=2, state_dim=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Settings:
+    """The smoke preset without the bar's and the clock's influence: CPU, two steps between validations."""
+    return override(preset("smoke"), {"training.accelerator": "cpu"})
+
+
+@pytest.fixture(scope="session")
+def phantoms(own_cache):
+    """Two synthetic CTs of 48 voxels a side as files: phantom-a, phantom-c."""
+    return phantom_cases()
+
+
+@pytest.fixture(scope="session")
+def prepared(phantoms, smoke) -> PreparedCase:
+    """phantom-a at the smoke preset's spacing (12 mm)."""
+    return prepare(phantoms["phantom-a"], spacing_mm=smoke.data.spacing_mm)

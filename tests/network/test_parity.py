@@ -1,0 +1,209 @@
+"""The network is the authors' released one: their reference cases (tests/data/reference), their names,
+their parameter count; and their weights load whole or not at all."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from homelib import DynamicTanh, GatedSpatialConv, HoME, MambaHoME, MambaMixer, ModelConfig, SegMamba, UserError
+from homelib.network.published import load_published, to_published
+
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+LAYERS = ("dynamic_tanh", "gsc", "mamba_mixer", "home_layer_even", "home_layer_ragged", "home_layer_gelu")
+TOLERANCE = 1e-4  # of the largest value, as reference/README.md asks
+
+
+def load_fill():
+    spec = importlib.util.spec_from_file_location("reference_fill", REFERENCE / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.fill
+
+
+fill = load_fill()
+
+
+def build(case: str, config: dict) -> torch.nn.Module:
+    """Our module for a case's configuration, which is in the authors' words."""
+    if case.startswith("dynamic_tanh"):
+        return DynamicTanh(config["dim"])
+    if case.startswith("gsc"):
+        return GatedSpatialConv(config["channels"])
+    if case.startswith("mamba_mixer"):
+        return MambaMixer(config["d_model"], state_dim=config["d_state"], conv_width=config["d_conv"], expand=config["expand"])
+    if case.startswith("home_layer"):
+        return HoME(
+            config["dim"],
+            group_size=config["group_size"],
+            experts_local=config["experts_first"],
+            slots_per_expert=config["slots"],
+            experts_global=config["experts_second"],
+            expert_mult=config["expert_mult"],
+            expert_glu=config["geglu"],
+        )
+    return MambaHoME(
+        ModelConfig(
+            in_channels=config["in_chans"],
+            out_channels=config["out_chans"],
+            depths=config["depths"],
+            channels=config["feat_size"],
+            hidden_channels=config["hidden_size"],
+            experts_local=config["experts_list"],
+            experts_global=config["experts_list_second"],
+            group_size=config["group_list"],
+            slots_per_expert=config["num_slots_per_expert_first"],
+            expert_mult=config["expert_mult"],
+            expert_glu=config["use_geglu"],
+        )
+    )
+
+
+class Outcome:
+    """A reference case run through our module: y, dx and gradient norms, ours beside theirs."""
+
+    def __init__(self, case: str, dtype: torch.dtype = torch.float32):
+        told, arrays = json.loads((REFERENCE / f"{case}.json").read_text()), np.load(REFERENCE / f"{case}.npz")
+        self.module = build(case, told["config"])
+        load_published(self.module, fill(told["layout"]))
+        self.module.to(dtype)
+        x = torch.tensor(arrays["x"], dtype=dtype, requires_grad=True)
+        y = self.module(x)
+        y.square().mean().backward()
+        self.y, self.dx = y.detach().numpy(), x.grad.numpy()
+        self.y_theirs, self.dx_theirs, self.norms_theirs = arrays["y"], arrays["dx"], told["grad_norm"]
+        self.layout, self.layout_theirs = layout(self.module), {name: tuple(shape) for name, shape in told["layout"].items()}
+        self.count, self.count_theirs = sum(p.numel() for p in self.module.parameters()), told["parameters"]
+        self.norms = gradient_norms(self.module)
+
+
+def layout(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in to_published(module).items()}
+
+
+def gradient_norms(module: torch.nn.Module) -> dict[str, float]:
+    """L2 norm of every parameter's gradient, by the authors' names: the gradients take the way that the weights take."""
+    for parameter in module.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return {name: tensor.norm().item() for name, tensor in to_published(module).items()}
+
+
+def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def wrong_norms(ours: dict, theirs: dict) -> dict[str, tuple]:
+    """Names whose gradient norm is off. Some norms are rounding noise (1e-9, of a bias in front of a norm): they count against the case's largest."""
+    floor = 1e-6 * max(norm for norm in theirs.values() if norm is not None)
+    return {
+        name: (ours[name], norm)
+        for name, norm in theirs.items()
+        if (ours[name] != 0 if norm is None else abs(ours[name] - norm) > TOLERANCE * norm + floor)
+    }
+
+
+@pytest.mark.parametrize("case", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_a_layer_gives_the_reference_output_and_gradients(case, dtype):
+    outcome = Outcome(case, dtype)
+    assert outcome.layout == outcome.layout_theirs
+    assert outcome.count == outcome.count_theirs
+    assert largest_error(outcome.y, outcome.y_theirs) <= TOLERANCE
+    assert largest_error(outcome.dx, outcome.dx_theirs) <= TOLERANCE
+    assert wrong_norms(outcome.norms, outcome.norms_theirs) == {}
+
+
+# One LeakyReLU input of the last up block is -2.3e-7 in exact arithmetic, below float32's rounding there (1e-6): its sign, and 0.5 % of dx
+# with it, depends on the CPU's instruction set, in any order of operations. So the gradients are compared in float64, and y in both.
+def test_the_network_gives_the_reference_output_and_gradients():
+    outcome = Outcome("network_tiny", torch.float64)
+    assert outcome.layout == outcome.layout_theirs
+    assert outcome.count == outcome.count_theirs
+    assert largest_error(outcome.y, outcome.y_theirs) <= TOLERANCE
+    assert largest_error(outcome.dx, outcome.dx_theirs) <= TOLERANCE  # measured 2.1e-5
+    assert wrong_norms(outcome.norms, outcome.norms_theirs) == {}
+
+
+def test_the_network_in_float32_gives_the_reference_output_and_nearly_its_gradient():
+    outcome = Outcome("network_tiny")
+    assert largest_error(outcome.y, outcome.y_theirs) <= TOLERANCE
+    error = np.linalg.norm(outcome.dx - outcome.dx_theirs) / np.linalg.norm(outcome.dx_theirs)
+    assert error <= 2e-3  # 7.1e-4 with the one flipped sign, 1.7e-5 without it; a wrong equation gives more than 1e-2
+
+
+def test_the_default_network_has_the_published_layout():
+    with torch.device("meta"):
+        network = MambaHoME()
+    published = {name: tuple(shape) for name, shape in json.loads((REFERENCE / "published_layout.json").read_text()).items()}
+    assert layout(network) == published
+    assert sum(p.numel() for p in network.parameters()) == 170_127_611
+
+
+def test_segmamba_has_the_published_layout_less_the_experts(tiny):
+    full = layout(MambaHoME(tiny))
+    assert layout(SegMamba(tiny)) == {name: shape for name, shape in full.items() if ".moe_layers." not in name and ".norm_moe." not in name}
+
+
+MODULES = {
+    "MambaHoME": lambda config: MambaHoME(config),
+    "SegMamba": lambda config: SegMamba(config),
+    "HoME": lambda _: HoME(8, group_size=4, experts_local=3, slots_per_expert=2, experts_global=5),
+    "HoME, plain GELU": lambda _: HoME(8, group_size=4, experts_local=3, slots_per_expert=2, experts_global=5, expert_glu=False),
+    "MambaMixer": lambda _: MambaMixer(8),
+    "GatedSpatialConv": lambda _: GatedSpatialConv(4),
+    "DynamicTanh": lambda _: DynamicTanh(4),
+}
+
+
+@pytest.fixture(params=MODULES)
+def module(request, tiny):
+    return MODULES[request.param](tiny)
+
+
+def random_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: torch.randn(shape) for name, shape in layout(module).items()}
+
+
+def test_what_was_loaded_is_what_comes_out(module):
+    weights = random_weights(module)
+    load_published(module, weights)
+    out = to_published(module)
+    assert list(out) == list(weights)
+    assert all(torch.equal(out[name], weights[name]) for name in weights)
+    assert sum(t.numel() for t in out.values()) == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+    lambda weights: {"model": weights, "epoch": 3},
+    lambda weights: {"model": {f"module.{name}": tensor for name, tensor in weights.items()}},
+    lambda weights: {name: tensor.numpy() for name, tensor in weights.items()},
+    lambda weights: {name: tensor.double() for name, tensor in weights.items()},
+], ids=["left by DDP", "a checkpoint", "a checkpoint of DDP", "arrays", "float64"])  # fmt: skip
+def test_other_wrappings_of_the_same_weights_load_alike(wrap):
+    layer = MODULES["HoME"](None)
+    weights = random_weights(layer)
+    load_published(layer, wrap(weights))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in to_published(layer).items())
+
+
+def test_weights_that_do_not_fit_are_all_listed_and_none_is_loaded():
+    layer = MODULES["HoME"](None)
+    before = {name: tensor.clone() for name, tensor in to_published(layer).items()}
+    weights = random_weights(layer)
+    del weights["expert_gates"], weights["experts_first.2.0.bias"]
+    weights |= {"experts_first.3.0.bias": torch.zeros(10), "surplus": torch.zeros(1), "norm.gamma": torch.zeros(9), "group_gate_mlp.bias": None}
+    with pytest.raises(UserError) as caught:
+        load_published(layer, weights)
+    message = str(caught.value)
+    assert "2 missing: expert_gates, experts_first.2.0.bias" in message
+    assert "2 unexpected: experts_first.3.0.bias, surplus" in message
+    assert "2 wrong shape" in message
+    assert "norm.gamma (found (9,), expected (8,))" in message
+    assert "NoneType" in message
+    assert "\n" not in message
+    assert all(torch.equal(tensor, before[name]) for name, tensor in to_published(layer).items())
