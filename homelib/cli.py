@@ -43,11 +43,13 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="folder; default runs/demo")] = None,
 ) -> None:
     """Run the notebooks in order on the demo data; executed copies, HTML and runs in runs/demo."""
+    from .config import preset
     from .data.demo import fetch_demo
     from .paths import runs_dir
     from .study.demo_report import report
     from .study.workbook import run_workbook
 
+    preset(profile)  # an unknown one is refused before anything is fetched
     start, folder = time.perf_counter(), (out or runs_dir() / "demo").resolve()
     console.print(f"home demo: profile {profile}, into {folder}")
     if profile != "smoke":
@@ -168,7 +170,10 @@ def parse_changes(changes: list[str]) -> dict[str, object]:
         name, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"--set: found {change!r}, expected name=value, training.steps=100 say.")
-        parsed[name.strip()] = yaml.safe_load(value)
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set: found {change!r}, whose value cannot be read; expected a number, text, true, null or [1, 2].") from None
     return parsed
 
 

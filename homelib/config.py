@@ -86,6 +86,7 @@ class TrainingConfig(_Frozen):
     weight_decay: float = Field(1e-5, ge=0)  # paper App. B
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float | None = None
+    class_balance: float = Field(0.0, ge=0, le=1, description="cross-entropy weighs a class by its frequency to minus this; the paper: 0")
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # the paper trains in float32
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -154,7 +155,7 @@ def laptop() -> Settings:
             out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)
         ),
         data=DataConfig(train_cases=("ct-a",), test_cases=("ct-c",), spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 48)),
-        training=TrainingConfig(steps=300, batch_size=2, learning_rate=2e-3, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, augment=augment),
+        training=TrainingConfig(steps=350, batch_size=1, learning_rate=1e-2, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, class_balance=0.8, augment=augment),
     )
 
 

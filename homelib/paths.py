@@ -1,6 +1,9 @@
-"""Where things lie: the user's cache, the run folders, and what ships with the workbook."""
+"""Where things lie: the user's cache, the run folders, and what ships with the workbook; and how a file is written whole."""
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -25,3 +28,15 @@ def shipped(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"{name}/ is neither beside nor inside {package}: install homelib from a clone (`make env`).")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; renamed onto it when all went well, removed when not. So a killed run leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes[-2:])}")  # no mkstemp: its files can be read by their owner alone
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

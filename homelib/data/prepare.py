@@ -5,22 +5,26 @@ D, H, W are the volume's axes after orientation: to the patient's right-left, fr
 """
 
 import hashlib
-import os
-import tempfile
+import itertools
+import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import CropForeground, LoadImage, Orientation, SpatialResample, Spacing
+from monai.transforms import CropForeground, LoadImage, Orientation, Spacing, SpatialResample
 from scipy.ndimage import gaussian_filter
 
 from ..errors import UserError
-from ..paths import cache_dir
+from ..paths import cache_dir, written_whole
 from .manifest import Case, Manifest, load_manifest
 
 MARGIN_VOXELS = 2  # left around the body
+APART_MM = 0.1  # that an image and its label may lie apart, at any corner
+
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # else a line a file where there is no GPU decoder for DICOM
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ def read_volume(path: str | Path, *, what: str = "image") -> MetaTensor:
     if not path.exists():
         raise UserError(f"{path}: no such file; expected the {what} of a case. Check the path, or fetch the data again.")
     try:
-        volume = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            volume = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
     except Exception as error:  # readers raise anything from OSError to zlib.error on a damaged file
         reason = " ".join(str(error).split("\n")[0].split())[:160]
         raise UserError(f"{path}: cannot be read as a 3D {what} ({type(error).__name__}: {reason}); expected NIfTI, NRRD, MetaImage or DICOM. Is it whole?") from None
     if volume.dim() != 4 or volume.shape[0] != 1 or min(volume.shape[1:]) < 2:
-        raise UserError(f"{path}: found a {what} of shape {tuple(volume.shape[1:])} x {volume.shape[0]} channels, expected one 3D volume.")
+        raise UserError(f"{path}: the {what} has shape {tuple(volume.shape[1:])} and {volume.shape[0]} channels, expected one 3D volume.")
     if not torch.isfinite(volume).all():
         raise UserError(f"{path}: the {what} has {int((~torch.isfinite(volume)).sum())} values that are not finite, expected none. Export it again.")
     return volume
@@ -77,13 +83,22 @@ def read_label(path: str | Path, like: MetaTensor, manifest: Manifest) -> MetaTe
     label = read_volume(path, what="label")
     if label.shape != like.shape:
         raise UserError(f"{path}: found a label of {_times(label.shape[1:])} voxels, expected the image's {_times(like.shape[1:])}. Pair the right files, or resample the label onto the image.")
-    apart = float(np.abs(np.asarray(label.affine) - np.asarray(like.affine)).max())
-    if apart > 0.1:
-        raise UserError(f"{path}: its affine differs from the image's by up to {apart:.3g} mm, expected at most 0.1. Resample the label onto the image.")
-    merged = manifest.merge(label.numpy())
+    apart = _apart_mm(label, like)
+    if apart > APART_MM:
+        raise UserError(f"{path}: its affine places it up to {apart:.3g} mm from the image, expected at most {APART_MM}. Resample the label onto the image.")
+    try:
+        merged = manifest.merge(label.numpy())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not merged.any():
         raise UserError(f"{path}: no voxel of any class of {manifest.name} ({', '.join(manifest.class_names[1:])}). Check the manifest's raw label values.")
     return MetaTensor(merged.astype(np.float32), affine=label.affine)
+
+
+def _apart_mm(a: MetaTensor, b: MetaTensor) -> float:
+    """Largest distance of a corner of one volume from that of the other, of equal shape."""
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in a.shape[1:]))])
+    return float(np.linalg.norm(corners @ (np.asarray(a.affine) - np.asarray(b.affine)).T, axis=1).max())
 
 
 def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None, cache: Path | None = None) -> PreparedCase:
@@ -99,7 +114,9 @@ def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None,
     folder = cache or cache_dir() / "prepared"
     kept = folder / f"{case.id}-{_fingerprint(case, manifest, spacing_mm)}.npz"
     if not kept.exists():
-        _write(kept, _prepare(case, manifest, spacing_mm))
+        arrays = _prepare(case, manifest, spacing_mm)
+        with written_whole(kept) as part:
+            np.savez_compressed(part, **arrays)
     with np.load(kept) as arrays:
         return PreparedCase(
             case=case,
@@ -125,6 +142,9 @@ def _prepare(case: Case, manifest: Manifest, spacing_mm: tuple[float, ...]) -> d
 
     crop = CropForeground(select_fn=lambda x: x > manifest.intensity_window[0], margin=MARGIN_VOXELS, allow_smaller=True)
     start, end = crop.compute_bounding_box(image)
+    if not all(e > s for s, e in zip(start, end, strict=True)):
+        low = manifest.intensity_window[0]
+        raise UserError(f"{case.image}: no voxel above {low:g}, the low end of {manifest.name}'s intensity window. Is it in the manifest's unit?")
     image = crop.crop_pad(image, start, end)
     arrays = native | {"image": image[0].numpy().astype(np.float32), "affine": np.asarray(image.affine)}
     if label is not None:
@@ -138,14 +158,6 @@ def _low_pass(image: MetaTensor, spacing_mm: tuple[float, ...]) -> MetaTensor:
     ratios = np.array(spacing_mm) / np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
     sigma = 0.5 * np.sqrt(np.maximum(ratios**2 - 1, 0))
     return MetaTensor(gaussian_filter(image.numpy(), (0, *sigma), mode="nearest"), affine=image.affine)
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Beside and renamed: a killed run leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        np.savez_compressed(part, **arrays)
-    os.replace(part.name, path)
 
 
 def _fingerprint(case: Case, manifest: Manifest, spacing_mm: tuple[float, ...]) -> str:

@@ -35,18 +35,19 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         state = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or no safetensors file ({error}). Restore it, or train again.") from None
-    faults = network.load_state_dict(state, strict=False) if _same_shapes(network, state, path) else None
-    if faults.missing_keys or faults.unexpected_keys:
-        raise UserError(f"{path}: weights of another network: {len(faults.missing_keys)} missing ({faults.missing_keys[:3]}), {len(faults.unexpected_keys)} unexpected ({faults.unexpected_keys[:3]}).")
+    faults = _faults(network.state_dict(), state)
+    if faults:
+        raise UserError(f"{path}: weights of another network: {'; '.join(faults)}. Check the settings that it was trained with.")
+    network.load_state_dict(state)
     return network
 
 
-def _same_shapes(network: nn.Module, state: dict, path) -> bool:
-    own = network.state_dict()
-    wrong = [f"{n} (found {tuple(t.shape)}, expected {tuple(own[n].shape)})" for n, t in state.items() if n in own and own[n].shape != t.shape]
-    if wrong:
-        raise UserError(f"{path}: weights of another network: {len(wrong)} of another shape, {', '.join(wrong[:3])}.")
-    return True
+def _faults(own: dict, state: dict) -> list[str]:
+    """What keeps `state` from being loaded, at most three names of a kind."""
+    missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
+    reshaped = [f"{n} (found {tuple(t.shape)}, expected {tuple(own[n].shape)})" for n, t in state.items() if n in own and own[n].shape != t.shape]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+    return [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for kind, names in kinds if names]
 
 
 def trained_network(run: Run) -> nn.Module:

@@ -4,10 +4,7 @@ Files are written beside and renamed, so that a killed run leaves either the old
 """
 
 import json
-import os
-import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +12,7 @@ import pandas as pd
 
 from ..config import Settings
 from ..errors import UserError
+from ..paths import written_whole
 
 State = Literal["queued", "running", "done", "failed", "stale"]
 
@@ -67,17 +65,3 @@ class Run:
     def set_state(self, state: State, **told: object) -> None:
         with written_whole(self.folder / "status.json") as part:
             part.write_text(json.dumps({"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **told}) + "\n")
-
-
-@contextmanager
-def written_whole(path: Path):
-    """A path beside `path` to write to; renamed onto it when all went well, removed when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix="".join(path.suffixes[-2:]))
-    os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,15 +7,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
-from monai.losses import DiceCELoss
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..config import Settings, TrainingConfig
 from ..data.loading import IGNORE, Patches
+from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from .checkpoint import build_network, load_checkpoint, save_checkpoint, save_weights
@@ -39,9 +42,10 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
         The run: `history.csv`, `last.ckpt`, `best.safetensors` (the last weights: a demonstration has no validation case to choose by).
 
     Raises:
-        UserError: the folder belongs to another run; a loss that is not finite.
+        UserError: the folder belongs to another run; a number of classes that is not the data's; a loss that is not finite.
     """
     run, config = Run(folder), settings.training
+    _check_classes(settings)
     _claim(run, settings)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
@@ -51,14 +55,16 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     patches = Patches(cases, settings.data, config.augment, seed=config.seed)
 
+    weights = class_weights(cases, settings.model.out_channels, config.class_balance)
     history = _resume(run, network, optimizer, schedule)
     network, optimizer = fabric.setup(network, optimizer)
+    weights = fabric.to_device(weights) if weights is not None else None
     run.set_state("running")
     start = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
     try:
         for step in tqdm(range(len(history), config.steps), initial=len(history), total=config.steps, desc=run.name, disable=not progress, mininterval=10):
             rate = schedule.get_last_lr()[0]
-            loss = train_step(fabric, network, optimizer, patches.batch(step, config.batch_size), clip_norm=config.clip_norm)
+            loss = train_step(fabric, network, optimizer, patches.batch(step, config.batch_size), clip_norm=config.clip_norm, class_weights=weights)
             with warnings.catch_warnings():  # the first optimizer step is taken inside Fabric's wrapper, which the schedule does not see
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                 schedule.step()
@@ -66,7 +72,7 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
             last = step + 1 == config.steps
             if last or (step + 1) % config.validate_every == 0:
                 if on_validation is not None:
-                    history[-1] |= on_validation(step + 1, network.module)
+                    history[-1] |= {name: float(value) for name, value in on_validation(step + 1, network.module).items()}  # plain floats: a checkpoint holds no numpy
                     network.train()
                 _keep(run, network.module, optimizer, schedule, history, settings)
     except BaseException as error:
@@ -76,10 +82,10 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
     return run
 
 
-def train_step(fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], *, clip_norm: float | None) -> float:
+def train_step(fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], *, clip_norm: float | None, class_weights: Tensor | None = None) -> float:
     """One step on images and labels (B, 1, D, H, W); the loss. Raises UserError when it is not finite."""
     image, label = fabric.to_device(batch)
-    loss = segmentation_loss(network(image.to(memory_format=LAYOUT)), label)
+    loss = segmentation_loss(network(image.to(memory_format=LAYOUT)), label, class_weights)
     if not torch.isfinite(loss):
         raise UserError(f"loss: found {loss.item()} in training, expected a number. Lower training.learning_rate, or set training.clip_norm (1.0, say).")
     fabric.backward(loss)
@@ -90,14 +96,15 @@ def train_step(fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimi
     return loss.item()
 
 
-def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Dice + cross-entropy (MONAI), over the voxels whose label is not 255.
+def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Dice (MONAI) + cross-entropy, over the voxels whose label is not 255.
 
     An ignored voxel is given a certain, right answer (background), so that it has no gradient and adds nothing to the loss.
 
     Args:
         logits: (B, classes, D, H, W).
         label: (B, 1, D, H, W) class indices.
+        class_weights: (classes,) of the cross-entropy; None weighs every voxel alike, as the paper does.
     """
     logits = logits.float()
     ignored = label == IGNORE
@@ -105,7 +112,17 @@ def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
         certain = torch.full((1, logits.shape[1], 1, 1, 1), -50.0, device=logits.device)
         certain[:, 0] = 50.0
         logits, label = torch.where(ignored, certain, logits), label.masked_fill(ignored, 0)
-    return DiceCELoss(to_onehot_y=True, softmax=True)(logits, label)
+    return DiceLoss(to_onehot_y=True, softmax=True)(logits, label) + F.cross_entropy(logits, label[:, 0], weight=class_weights)
+
+
+def class_weights(cases: Sequence[PreparedCase], classes: int, balance: float) -> Tensor | None:
+    """Weights (classes,) of the cross-entropy: frequency^-balance, so scaled that a voxel weighs 1 on average; None for balance 0."""
+    if not balance:
+        return None
+    counts = sum(np.bincount(case.label.ravel(), minlength=IGNORE + 1)[:classes] for case in cases)
+    frequency = np.maximum(counts, 1) / counts.sum()
+    weights = frequency**-balance
+    return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
@@ -114,6 +131,13 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
         return (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _check_classes(settings: Settings) -> None:
+    names = load_manifest(settings.data.manifest).class_names
+    if settings.model.out_channels != len(names):
+        found, told = settings.model.out_channels, f"{len(names)}, the classes of {settings.data.manifest} with its background"
+        raise UserError(f"model.out_channels: found {found}, expected {told}. Set model.out_channels={len(names)}.")
 
 
 def _claim(run: Run, settings: Settings) -> None:
@@ -128,11 +152,12 @@ def _claim(run: Run, settings: Settings) -> None:
 
 
 def _keep(run: Run, network, optimizer, schedule, history: list[dict], settings: Settings) -> None:
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "history": history}
-    save_checkpoint(run.checkpoint_file, state)
+    """The checkpoint comes last: a run that is killed before it goes on from the one before, and writes the rest again."""
     save_weights(network, run.weights_file, settings)
     with written_whole(run.history_file) as part:
         pd.DataFrame(history).to_csv(part, index=False)
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "history": history}
+    save_checkpoint(run.checkpoint_file, state)
 
 
 def _resume(run: Run, network, optimizer, schedule) -> list[dict]:

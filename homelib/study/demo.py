@@ -75,6 +75,6 @@ def trained(demo: DemoRun, *, progress: bool = True) -> Run:
         )
         return {"training_patient_dice": table["value"].mean()}
 
-    if demo.settings.profile == "paper" and demo.settings.training.accelerator == "auto" and not torch.cuda.is_available():
+    if demo.run.state != "done" and demo.settings.profile == "paper" and demo.settings.training.accelerator == "auto" and not torch.cuda.is_available():
         raise UserError("profile: found 'paper' on a machine without a CUDA GPU, where a step takes minutes; expected smoke or laptop. To train it all the same set training.accelerator to cpu.")
     return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=training_patient_dice)

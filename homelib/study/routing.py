@@ -127,12 +127,12 @@ def expert_maps(network: nn.Module, case: PreparedCase, settings: Settings, *, s
         weights = F.interpolate(weights, size=pad(x).shape[2:], mode="nearest")  # a token is a cube of voxels: show it as one
         return weights[..., : x.shape[2], : x.shape[3], : x.shape[4]]
 
-    image = torch.from_numpy(window(case.image, load_manifest(case.case.manifest)))[None, None]
+    image = torch.from_numpy(window(case.image, load_manifest(case.case.manifest)))[None, None].to(next(network.parameters()).device)
     with trace_routing(network, stages=[stage]) as trace:
         maps = sliding_window_inference(
             image, settings.data.patch_voxels, settings.prediction.window_batch, routed, overlap=settings.prediction.overlap, mode=settings.prediction.blend
         )
-    return maps[0].numpy()
+    return maps[0].cpu().numpy()
 
 
 def experts_by_class(maps: np.ndarray, label: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:

@@ -11,8 +11,8 @@ def dice_table(metrics: pd.DataFrame, *, role: str) -> pd.DataFrame:
         role: "test" (the patient the network never saw) or "train".
     """
     rows = metrics[(metrics["role"] == role) & (metrics["metric"] == "dice")]
-    table = 100 * rows.pivot_table(index="class", columns="method", values="value", sort=False)
-    table = table[list(dict.fromkeys(rows["method"]))]
+    classes, methods = (list(dict.fromkeys(rows[column])) for column in ("class", "method"))
+    table = 100 * rows.groupby(["class", "method"])["value"].mean().unstack().reindex(index=classes, columns=methods)  # a pivot_table would drop absent classes
     about = rows.drop_duplicates("class").set_index("class")
     table.insert(0, "reference voxels", about["reference_voxels"])
     table.loc["mean"] = table.mean()

@@ -21,6 +21,8 @@ from tqdm.auto import tqdm
 from ..errors import UserError
 from ..paths import shipped
 
+ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of the cells that papermill puts into an executed copy
+
 
 @dataclass(frozen=True)
 class Executed:
@@ -64,8 +66,13 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, lo
     known = parameters_of(notebook)
     if unknown := [name for name in parameters if name not in known]:
         raise UserError(f"{notebook.name}: no parameter {', '.join(unknown)}; it has {', '.join(known)}.")
+    if out.resolve() == notebook.resolve():
+        raise UserError(f"{out}: found the notebook itself, expected another place for its executed copy. Choose another folder.")
     start = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
+    html = out.with_suffix(".html")
+    for earlier in (out, html):  # else a run that dies before its first cell would show those of the run before
+        earlier.unlink(missing_ok=True)
     values = out.with_suffix(".parameters.json")  # JSON is YAML: papermill reads it with types and all
     values.write_text(json.dumps(dict(parameters)))
     command = [sys.executable, "-m", "papermill", str(notebook), str(out), "-k", "python3", "-f", str(values), "--no-progress-bar", "--log-level", "WARNING"]
@@ -74,8 +81,7 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, lo
         status = subprocess.run(command, stdout=stream, stderr=stream, env=environment, check=False).returncode
     values.unlink()
     error = _error(out, log) if status else None
-    html = to_html(out) if out.exists() else None
-    return Executed(notebook.stem, out, html, time.perf_counter() - start, error)
+    return Executed(notebook.stem, out, to_html(out) if out.exists() else None, time.perf_counter() - start, error)
 
 
 def run_workbook(folder: str | Path, parameters: Mapping[str, Any], *, only: Sequence[str] = (), progress: bool = True) -> list[Executed]:
@@ -89,7 +95,7 @@ def run_workbook(folder: str | Path, parameters: Mapping[str, Any], *, only: Seq
     chosen = [n for n in notebooks() if not only or n.stem.startswith(tuple(only))]
     if not chosen:
         raise UserError(f"notebooks: none begins with {', '.join(only)}; there are {', '.join(n.stem for n in notebooks())}.")
-    known = {n: parameters_of(n) for n in chosen}
+    known = {n: parameters_of(n) for n in notebooks()}
     if unknown := [name for name in parameters if not any(name in k for k in known.values())]:
         raise UserError(f"parameters: no notebook knows {', '.join(unknown)}; they have {', '.join(sorted(set().union(*known.values())))}.")
     folder = Path(folder)
@@ -110,17 +116,21 @@ def to_html(notebook: Path) -> Path:
 
     page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
     html = notebook.with_suffix(".html")
-    html.write_text(page)
+    html.write_text(page, encoding="utf-8")
     return html
 
 
 def _error(out: Path, log: Path) -> str:
-    """Which cell of an executed copy failed, and with what; from the log where there is no such cell."""
+    """Which cell of the notebook failed, counted from 1 without those that papermill adds, and with what; the log's last words where no cell says so."""
+    begun = None  # the cell at which a kernel died, for want of memory say
     if out.exists():
-        for number, cell in enumerate(nbformat.read(out, as_version=4).cells):
+        own = [c for c in nbformat.read(out, as_version=4).cells if not ADDED & set(c.metadata.get("tags", []))]
+        for number, cell in enumerate(own, start=1):
+            begun = number if cell.metadata.get("papermill", {}).get("start_time") else begun
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
                     message = re.sub(r"\x1b\[[0-9;]*m", "", output.evalue).split("\n")[0]
                     return f"cell {number}: {output.ename}: {message}"
     lines = [line for line in log.read_text().splitlines() if line.strip()]
-    return lines[-1] if lines else "papermill failed without a word"
+    told = lines[-1] if lines else "papermill failed without a word"
+    return f"cell {begun}: {told}" if begun else told
