@@ -68,8 +68,16 @@ def score(settings: Settings, case: PreparedCase, fold: int, folder: Path) -> pd
     for number, (copy, mask) in enumerate(altered_copies(case, hidden)):
         predicted = predict_probabilities(network, copy, settings).argmax(0)
         rows.append(
-            evaluate(np.where(mask, predicted, 0), np.where(mask, copy.label, 0), spacing_mm=case.spacing_mm, class_names=names, case=f"copy {number}",
-                     method="fold", label_origin=case.case.label_origin, metrics=("dice",))
+            evaluate(
+                np.where(mask, predicted, 0),
+                np.where(mask, copy.label, 0),
+                spacing_mm=case.spacing_mm,
+                class_names=names,
+                case=f"copy {number}",
+                method="fold",
+                label_origin=case.case.label_origin,
+                metrics=("dice",),
+            )
         )
     return pd.concat(rows)
 
@@ -91,8 +99,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = score(settings, case, told.fold, Path(folder))
     by_class = table.groupby("class", sort=False)["value"].mean().round(3).to_dict()
-    row = {"name": told.name, "case": told.case, "fold": told.fold, "mean_dice": round(float(np.mean(list(by_class.values()))), 3), "seconds": round(time.perf_counter() - start),
-           "changes": changes, "dice": by_class}
+    row = {
+        "name": told.name,
+        "case": told.case,
+        "fold": told.fold,
+        "mean_dice": round(float(np.mean(list(by_class.values()))), 3),
+        "seconds": round(time.perf_counter() - start),
+        "changes": changes,
+        "dice": by_class,
+    }
     print(json.dumps(row))
     Path(told.out).parent.mkdir(parents=True, exist_ok=True)
     with open(told.out, "a") as out:

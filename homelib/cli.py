@@ -14,7 +14,12 @@ from rich.console import Console
 
 from .errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Mamba-HoME for 3D medical image segmentation: train, predict, measure, and see where every expert looks.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Mamba-HoME for 3D medical image segmentation: train, predict, measure, and see where every expert looks.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is known of them, and the demo data.")
 app.add_typer(data_app, name="data")
 console = Console(soft_wrap=True)

@@ -141,7 +141,9 @@ class Settings(_Frozen):
 
 def paper() -> Settings:
     """The paper's network and recipe (App. B). Patches and epochs differ by data set: see its manifest."""
-    augment = AugmentConfig(scaling=0.2, rotation_degrees=15, intensity_shift=0.1, gamma=0.2, noise=0.02, smoothing_voxels=1.0)  # ranges are ours: the paper gives none
+    augment = AugmentConfig(
+        scaling=0.2, rotation_degrees=15, intensity_shift=0.1, gamma=0.2, noise=0.02, smoothing_voxels=1.0
+    )  # ranges are ours: the paper gives none
     return Settings(profile="paper", training=TrainingConfig(augment=augment))
 
 
@@ -151,11 +153,11 @@ def laptop() -> Settings:
     augment = AugmentConfig(contrast_phase=0.8, rotation_degrees=15, scaling=0.2, intensity_shift=0.1, gamma=0.3, noise=0.05, smoothing_voxels=1.0)
     return Settings(
         profile="laptop",
-        model=ModelConfig(
-            out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)
-        ),
+        model=ModelConfig(out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)),
         data=DataConfig(train_cases=("ct-a",), test_cases=("ct-c",), spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 48)),
-        training=TrainingConfig(steps=350, batch_size=1, learning_rate=1e-2, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, class_balance=0.8, augment=augment),
+        training=TrainingConfig(
+            steps=350, batch_size=1, learning_rate=1e-2, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, class_balance=0.8, augment=augment
+        ),
     )
 
 
@@ -164,8 +166,15 @@ def smoke() -> Settings:
     return Settings(
         profile="smoke",
         model=ModelConfig(
-            out_channels=9, depths=(1, 1, 1, 1), channels=(4, 4, 8, 8), hidden_channels=8, group_size=(64, 32, 16, 8),
-            experts_local=(2, 2, 2, 2), experts_global=(4, 4, 4, 4), slots_per_expert=2, state_dim=4,
+            out_channels=9,
+            depths=(1, 1, 1, 1),
+            channels=(4, 4, 8, 8),
+            hidden_channels=8,
+            group_size=(64, 32, 16, 8),
+            experts_local=(2, 2, 2, 2),
+            experts_global=(4, 4, 4, 4),
+            slots_per_expert=2,
+            state_dim=4,
         ),
         data=DataConfig(train_cases=("phantom-a",), test_cases=("phantom-c",), spacing_mm=(12.0, 12.0, 12.0), patch_voxels=(32, 32, 32)),
         training=TrainingConfig(steps=4, batch_size=1, learning_rate=2e-3, validate_every=2, augment=AugmentConfig(contrast_phase=0.5, rotation_degrees=10)),

@@ -38,7 +38,7 @@ def tiny() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def smoke() -> Settings:
-    """The smoke preset without the bar's and the clock's influence: CPU, two steps between validations."""
+    """The smoke preset, on the CPU: there a run repeats bit by bit."""
     return override(preset("smoke"), {"training.accelerator": "cpu"})
 
 

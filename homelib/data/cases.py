@@ -5,6 +5,7 @@ from pathlib import Path
 from ..config import Settings, override
 from ..errors import UserError
 from .demo import DemoData, fetch_demo, phantom_cases
+from .manifest import load_manifest
 from .prepare import PreparedCase, prepare
 
 DIRECTIONS = {"a-to-c": ("a", "c"), "c-to-a": ("c", "a")}  # trained on, tested on
@@ -19,7 +20,7 @@ def with_demo_cases(settings: Settings, *, direction: str = "a-to-c", cache: Pat
         cache: folder of the data; None is the user's cache.
 
     Returns:
-        Settings with `data.train_cases` and `data.test_cases`, and the data, whose `message` says what is real.
+        Settings with `data.train_cases`, `data.test_cases` and the classes of the data set, and the data, whose `message` says what is real.
     """
     if direction not in DIRECTIONS:
         raise UserError(f"direction: found {direction!r}, expected one of {', '.join(DIRECTIONS)}.")
@@ -29,7 +30,8 @@ def with_demo_cases(settings: Settings, *, direction: str = "a-to-c", cache: Pat
         demo = fetch_demo(cache=cache)
     prefix = "ct" if "ct-a" in demo.cases else "phantom"
     train, test = (f"{prefix}-{letter}" for letter in DIRECTIONS[direction])
-    return override(settings, {"data.train_cases": (train,), "data.test_cases": (test,)}), demo
+    classes = len(load_manifest(settings.data.manifest).class_names)
+    return override(settings, {"data.train_cases": (train,), "data.test_cases": (test,), "model.out_channels": classes}), demo
 
 
 def prepared(settings: Settings, demo: DemoData, which: str = "train") -> list[PreparedCase]:

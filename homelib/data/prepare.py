@@ -61,7 +61,9 @@ def read_volume(path: str | Path, *, what: str = "image") -> MetaTensor:
             volume = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
     except Exception as error:  # readers raise anything from OSError to zlib.error on a damaged file
         reason = " ".join(str(error).split("\n")[0].split())[:160]
-        raise UserError(f"{path}: cannot be read as a 3D {what} ({type(error).__name__}: {reason}); expected NIfTI, NRRD, MetaImage or DICOM. Is it whole?") from None
+        raise UserError(
+            f"{path}: cannot be read as a 3D {what} ({type(error).__name__}: {reason}); expected NIfTI, NRRD, MetaImage or DICOM. Is it whole?"
+        ) from None
     if volume.dim() != 4 or volume.shape[0] != 1 or min(volume.shape[1:]) < 2:
         raise UserError(f"{path}: the {what} has shape {tuple(volume.shape[1:])} and {volume.shape[0]} channels, expected one 3D volume.")
     if not torch.isfinite(volume).all():
@@ -82,7 +84,10 @@ def read_label(path: str | Path, like: MetaTensor, manifest: Manifest) -> MetaTe
     """
     label = read_volume(path, what="label")
     if label.shape != like.shape:
-        raise UserError(f"{path}: found a label of {_times(label.shape[1:])} voxels, expected the image's {_times(like.shape[1:])}. Pair the right files, or resample the label onto the image.")
+        raise UserError(
+            f"{path}: found a label of {_times(label.shape[1:])} voxels, expected the image's {_times(like.shape[1:])}. "
+            "Pair the right files, or resample the label onto the image."
+        )
     apart = _apart_mm(label, like)
     if apart > APART_MM:
         raise UserError(f"{path}: its affine places it up to {apart:.3g} mm from the image, expected at most {APART_MM}. Resample the label onto the image.")

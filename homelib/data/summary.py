@@ -38,6 +38,14 @@ def class_table(cases: Iterable[PreparedCase]) -> pd.DataFrame:
             if index and inside.size:
                 low, middle, high = np.percentile(inside, (5, 50, 95))
                 rows.append(
-                    {"case": case.case.id, "label origin": case.case.label_origin, "class": name, "ml": inside.size * np.prod(case.spacing_mm) / 1000, "median": middle, "p5": low, "p95": high}
+                    {
+                        "case": case.case.id,
+                        "label origin": case.case.label_origin,
+                        "class": name,
+                        "ml": inside.size * np.prod(case.spacing_mm) / 1000,
+                        "median": middle,
+                        "p5": low,
+                        "p95": high,
+                    }
                 )
     return pd.DataFrame(rows)

@@ -81,7 +81,9 @@ def load_published(module: nn.Module, state: Mapping[str, Any]) -> None:
     target = to_published(module)
     faults = _faults({name: tuple(t.shape) for name, t in target.items()}, {name: tuple(_shape(t)) for name, t in state.items()})
     if faults:
-        raise UserError(f"weights in the authors' layout do not fit {type(module).__name__}: {'; '.join(faults)}. Check the network's settings and the classes.")
+        raise UserError(
+            f"weights in the authors' layout do not fit {type(module).__name__}: {'; '.join(faults)}. Check the network's settings and the classes."
+        )
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(torch.as_tensor(state[name]))

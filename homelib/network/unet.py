@@ -105,19 +105,21 @@ class _UShapedNetwork(nn.Module):
         config = self.config
         blocks = []
         for _ in range(config.depths[i]):
-            mixer = MambaMixer(
-                config.channels[i], state_dim=config.state_dim, conv_width=config.conv_width, expand=config.expand, backend=config.scan_backend
+            mixer = MambaMixer(config.channels[i], state_dim=config.state_dim, conv_width=config.conv_width, expand=config.expand, backend=config.scan_backend)
+            home = (
+                HoME(
+                    config.channels[i],
+                    group_size=config.group_size[i],
+                    experts_local=config.experts_local[i],
+                    slots_per_expert=config.slots_per_expert,
+                    experts_global=config.experts_global[i],
+                    expert_mult=config.expert_mult,
+                    expert_glu=config.expert_glu,
+                    mask_padding=config.mask_padding,
+                )
+                if self.with_home
+                else None
             )
-            home = HoME(
-                config.channels[i],
-                group_size=config.group_size[i],
-                experts_local=config.experts_local[i],
-                slots_per_expert=config.slots_per_expert,
-                experts_global=config.experts_global[i],
-                expert_mult=config.expert_mult,
-                expert_glu=config.expert_glu,
-                mask_padding=config.mask_padding,
-            ) if self.with_home else None
             blocks.append(Block(config.channels[i], mixer, home))
         return blocks
 

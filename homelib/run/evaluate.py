@@ -4,6 +4,7 @@ Each metric says its best and worst value, its unit and its direction. Empty mas
 number (the class is not there); one empty, the worst value, so that a missed structure can never raise a mean.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,9 @@ def evaluate(
             told = METRICS[metric]
             worst = diagonal if told.worst is None else told.worst
             value = _measure(metric, P[box], R[box], spacing_mm, worst)
-            rows.append({"case": case, "method": method, "label_origin": label_origin, "class": name, "metric": metric, "value": value, "unit": told.unit} | counts)
+            rows.append(
+                {"case": case, "method": method, "label_origin": label_origin, "class": name, "metric": metric, "value": value, "unit": told.unit} | counts
+            )
     return pd.DataFrame(rows)
 
 
@@ -80,7 +83,9 @@ def _measure(metric: str, P: np.ndarray, R: np.ndarray, spacing_mm: Sequence[flo
     P, R = (torch.from_numpy(mask)[None, None] for mask in (P, R))
     if metric == "dice":
         return compute_dice(P, R).item()
-    return compute_hausdorff_distance(P, R, include_background=True, percentile=95, spacing=[float(s) for s in spacing_mm]).item()
+    with warnings.catch_warnings():  # MONAI warns of an argument that it passes to itself
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+        return compute_hausdorff_distance(P, R, include_background=True, percentile=95, spacing=[float(s) for s in spacing_mm]).item()
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:

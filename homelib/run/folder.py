@@ -36,6 +36,8 @@ class Run:
     weights_file = property(lambda self: self.folder / "best.safetensors")
     history_file = property(lambda self: self.folder / "history.csv")
     metrics_file = property(lambda self: self.folder / "metrics.csv")
+    predictions = property(lambda self: self.folder / "predictions")
+    figures = property(lambda self: self.folder / "figures")
 
     @property
     def name(self) -> str:

@@ -24,7 +24,6 @@ from ..errors import UserError
 from .checkpoint import build_network, load_checkpoint, save_checkpoint, save_weights
 from .folder import Run, written_whole
 
-
 LAYOUT = torch.channels_last_3d  # convolutions run about 1.25 times as fast on a CPU, values stay the same
 
 
@@ -72,7 +71,9 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
             last = step + 1 == config.steps
             if last or (step + 1) % config.validate_every == 0:
                 if on_validation is not None:
-                    history[-1] |= {name: float(value) for name, value in on_validation(step + 1, network.module).items()}  # plain floats: a checkpoint holds no numpy
+                    history[-1] |= {
+                        name: float(value) for name, value in on_validation(step + 1, network.module).items()
+                    }  # plain floats: a checkpoint holds no numpy
                     network.train()
                 _keep(run, network.module, optimizer, schedule, history, settings)
     except BaseException as error:
@@ -82,7 +83,15 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
     return run
 
 
-def train_step(fabric: Fabric, network: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], *, clip_norm: float | None, class_weights: Tensor | None = None) -> float:
+def train_step(
+    fabric: Fabric,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    *,
+    clip_norm: float | None,
+    class_weights: Tensor | None = None,
+) -> float:
     """One step on images and labels (B, 1, D, H, W); the loss. Raises UserError when it is not finite."""
     image, label = fabric.to_device(batch)
     loss = segmentation_loss(network(image.to(memory_format=LAYOUT)), label, class_weights)
@@ -144,7 +153,9 @@ def _claim(run: Run, settings: Settings) -> None:
     if run.settings_file.exists():
         if (theirs := run.settings) != settings:
             differ = [k for k in type(settings).model_fields if getattr(theirs, k) != getattr(settings, k)]
-            raise UserError(f"{run.folder}: holds a run with other settings ({', '.join(differ)}); nothing was changed. Choose another name, or delete the folder.")
+            raise UserError(
+                f"{run.folder}: holds a run with other settings ({', '.join(differ)}); nothing was changed. Choose another name, or delete the folder."
+            )
     else:
         run.folder.mkdir(parents=True, exist_ok=True)
         with written_whole(run.settings_file) as part:

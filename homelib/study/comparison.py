@@ -49,9 +49,17 @@ def _measure(run: Run, role: str, case: PreparedCase, methods: dict) -> pd.DataF
     tables = []
     for method, predict in methods.items():
         label = to_native(predict(case), case)
-        save_label(label, case, run.folder / "predictions" / f"{case.case.id}_{method.replace(' ', '-')}.nii.gz")
+        save_label(label, case, run.predictions / f"{case.case.id}_{method.replace(' ', '-')}.nii.gz")
         metrics = ("dice",) if method in BASELINES else ("dice", "hd95")
-        table = evaluate(label, reference, spacing_mm=spacing_mm, class_names=manifest.class_names, case=case.case.id, method=method,
-                         label_origin=case.case.label_origin, metrics=metrics)
+        table = evaluate(
+            label,
+            reference,
+            spacing_mm=spacing_mm,
+            class_names=manifest.class_names,
+            case=case.case.id,
+            method=method,
+            label_origin=case.case.label_origin,
+            metrics=metrics,
+        )
         tables.append(table)
     return pd.concat(tables).assign(role=role)

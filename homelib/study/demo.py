@@ -70,11 +70,20 @@ def trained(demo: DemoRun, *, progress: bool = True) -> Run:
     def training_patient_dice(step: int, network: nn.Module) -> dict[str, float]:
         predicted = predict_probabilities(network.eval(), demo.train_case, demo.settings).argmax(0)
         table = evaluate(
-            predicted, demo.train_case.label, spacing_mm=demo.train_case.spacing_mm, class_names=demo.class_names, case=demo.train_case.case.id,
-            method=demo.settings.network, label_origin=demo.train_case.case.label_origin, metrics=("dice",)
+            predicted,
+            demo.train_case.label,
+            spacing_mm=demo.train_case.spacing_mm,
+            class_names=demo.class_names,
+            case=demo.train_case.case.id,
+            method=demo.settings.network,
+            label_origin=demo.train_case.case.label_origin,
+            metrics=("dice",),
         )
         return {"training_patient_dice": table["value"].mean()}
 
     if demo.run.state != "done" and demo.settings.profile == "paper" and demo.settings.training.accelerator == "auto" and not torch.cuda.is_available():
-        raise UserError("profile: found 'paper' on a machine without a CUDA GPU, where a step takes minutes; expected smoke or laptop. To train it all the same set training.accelerator to cpu.")
+        raise UserError(
+            "profile: found 'paper' on a machine without a CUDA GPU, where a step takes minutes; expected smoke or laptop. "
+            "To train it all the same set training.accelerator to cpu."
+        )
     return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=training_patient_dice)

@@ -19,7 +19,12 @@ def examine() -> dict[str, dict[str, str]]:
     """Sections of name -> finding, all text."""
     import homelib
 
-    machine = {"system": f"{platform.system()} {platform.release()} ({platform.machine()})", "python": sys.version.split()[0], "cores": str(os.cpu_count()), "torch threads": str(torch.get_num_threads())}
+    machine = {
+        "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
+        "python": sys.version.split()[0],
+        "cores": str(os.cpu_count()),
+        "torch threads": str(torch.get_num_threads()),
+    }
     for index in range(torch.cuda.device_count()):
         told = torch.cuda.get_device_properties(index)
         machine[f"cuda:{index}"] = f"{told.name}, {told.total_memory / 2**30:.0f} GiB"

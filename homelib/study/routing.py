@@ -151,9 +151,7 @@ def experts_by_class(maps: np.ndarray, label: np.ndarray, class_names: Sequence[
         mask = label == index
         if mask.any():
             weight = maps[:, mask].mean(1)
-            rows += [
-                {"class": name, "expert": e, "weight": float(w), "lift": float(w / overall[e]), "voxels": int(mask.sum())} for e, w in enumerate(weight)
-            ]
+            rows += [{"class": name, "expert": e, "weight": float(w), "lift": float(w / overall[e]), "voxels": int(mask.sum())} for e, w in enumerate(weight)]
     return pd.DataFrame(rows)
 
 

@@ -14,11 +14,10 @@ def dice_table(metrics: pd.DataFrame, *, role: str) -> pd.DataFrame:
     classes, methods = (list(dict.fromkeys(rows[column])) for column in ("class", "method"))
     table = 100 * rows.groupby(["class", "method"])["value"].mean().unstack().reindex(index=classes, columns=methods)  # a pivot_table would drop absent classes
     about = rows.drop_duplicates("class").set_index("class")
-    table.insert(0, "reference voxels", about["reference_voxels"])
     table.loc["mean"] = table.mean()
-    table.insert(0, "label origin", [*about.loc[table.index[:-1], "label_origin"], ""])
-    table.loc["mean", "reference voxels"] = rows.drop_duplicates("class")["reference_voxels"].sum()
-    return table.astype({"reference voxels": int})
+    table.insert(0, "reference voxels", [*about["reference_voxels"], about["reference_voxels"].sum()])
+    table.insert(0, "label origin", [*about["label_origin"], ""])
+    return table
 
 
 def distance_table(metrics: pd.DataFrame, *, role: str) -> pd.DataFrame:
@@ -39,7 +38,10 @@ def means(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def to_markdown(table: pd.DataFrame, *, digits: int = 1) -> str:
     """A table in Markdown, numbers rounded."""
-    cells = [[str(name), *(f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row)] for name, row in zip(table.index, table.itertuples(index=False), strict=True)]
+    cells = [
+        [str(name), *(f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row)]
+        for name, row in zip(table.index, table.itertuples(index=False), strict=True)
+    ]
     head = [str(table.index.name or ""), *map(str, table.columns)]
     lines = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

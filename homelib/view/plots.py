@@ -29,8 +29,10 @@ def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
     return picture[:, ::-1]  # R (or A) to the left
 
 
-def show_slice(ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style) -> None:
-    """A grey slice with orientation letters and a 50 mm bar."""
+def show_slice(
+    ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style
+) -> None:
+    """A grey slice with orientation letters and a 50 mm bar (a shorter one where the picture is too narrow for it)."""
     low, high = limits or (float(image.min()), float(image.max()))
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(image, plane, index)
@@ -40,14 +42,17 @@ def show_slice(ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_m
     ax.spines[:].set_visible(False)
     told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "alpha": 0.9}
     for letter, (x, y, ha, va) in zip(
-        PLANES[plane][1], [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")], strict=True
+        PLANES[plane][1],
+        [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
+        strict=True,
     ):
         ax.text(x, y, letter, ha=ha, va=va, **told)
     if bar:
-        length = 50 / across
         rows, columns = picture.shape
-        ax.plot([columns * 0.04, columns * 0.04 + length], [rows * 0.95] * 2, color="white", lw=2)
-        ax.text(columns * 0.04, rows * 0.93, "50 mm", color="white", fontsize=6, va="bottom")
+        length_mm = next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.9 * columns * across), 1)
+        left, bottom = columns * 0.04 - 0.5, rows * 0.95 - 0.5  # a picture begins half a voxel before the first one's centre
+        ax.plot([left, left + length_mm / across], [bottom] * 2, color="white", lw=2)
+        ax.text(left, bottom - rows * 0.02, f"{length_mm} mm", color="white", fontsize=6, va="bottom")
 
 
 def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], classes: int, alpha: float = 0.55) -> None:
@@ -55,7 +60,14 @@ def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_m
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(label, plane, index)
     colours = ListedColormap(CLASS_COLOURS[:classes])
-    ax.imshow(np.ma.masked_equal(picture, 0), aspect=up / across, cmap=colours, norm=BoundaryNorm(np.arange(classes + 1) - 0.5, classes), alpha=alpha, interpolation="nearest")
+    ax.imshow(
+        np.ma.masked_equal(picture, 0),
+        aspect=up / across,
+        cmap=colours,
+        norm=BoundaryNorm(np.arange(classes + 1) - 0.5, classes),
+        alpha=alpha,
+        interpolation="nearest",
+    )
 
 
 def class_legend(figure: Figure, class_names: Sequence[str]) -> None:
@@ -68,11 +80,20 @@ def best_slices(label: np.ndarray) -> dict[str, int]:
     chosen = {}
     for plane, (fixed, _) in PLANES.items():
         slices = np.moveaxis(label, fixed, 0)
-        chosen[plane] = int(np.argmax([len(np.unique(s)) + (s > 0).mean() for s in slices]))
+        chosen[plane] = int(np.argmax([len(np.unique(s[s > 0])) + (s > 0).mean() for s in slices]))
     return chosen
 
 
-def case_planes(image: np.ndarray, labels: dict[str, np.ndarray], *, spacing_mm: Sequence[float], class_names: Sequence[str], limits: tuple[float, float], title: str, at: dict[str, int] | None = None) -> Figure:
+def case_planes(
+    image: np.ndarray,
+    labels: dict[str, np.ndarray],
+    *,
+    spacing_mm: Sequence[float],
+    class_names: Sequence[str],
+    limits: tuple[float, float],
+    title: str,
+    at: dict[str, int] | None = None,
+) -> Figure:
     """Three planes; a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
     at = at or best_slices(next(iter(labels.values())))
     rows = {"image": None} | labels
@@ -118,7 +139,13 @@ def dice_bars(metrics: pd.DataFrame, *, title: str) -> Figure:
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
         values = rows[rows["method"] == method].set_index("class")["value"].reindex(classes)
-        ax.bar(np.arange(len(classes)) + (number - (len(methods) - 1) / 2) * width, values, width, label=method, color=["#0072B2", "#E69F00", "#999999", "#009E73", "#CC79A7"][number % 5])
+        ax.bar(
+            np.arange(len(classes)) + (number - (len(methods) - 1) / 2) * width,
+            values,
+            width,
+            label=method,
+            color=["#0072B2", "#E69F00", "#999999", "#009E73", "#CC79A7"][number % 5],
+        )
     ax.set_xticks(range(len(classes)), [c.replace("_", " ") for c in classes], fontsize=8)
     ax.set(ylabel="Dice", ylim=(0, 1))
     ax.legend(frameon=False, fontsize=8, ncols=len(methods))
@@ -127,7 +154,19 @@ def dice_bars(metrics: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def expert_panel(image: np.ndarray, maps: np.ndarray, groups: np.ndarray | None = None, *, spacing_mm: Sequence[float], limits: tuple[float, float], title: str, plane: str = "axial", index: int | None = None, label: np.ndarray | None = None, class_names: Sequence[str] = ()) -> Figure:
+def expert_panel(
+    image: np.ndarray,
+    maps: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    spacing_mm: Sequence[float],
+    limits: tuple[float, float],
+    title: str,
+    plane: str = "axial",
+    index: int | None = None,
+    label: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+) -> Figure:
     """One slice: the image with its classes, the winning expert, the groups, and a heat map of each expert's level-1 weight.
 
     Args:
@@ -198,7 +237,16 @@ def intensity_ranges(table: pd.DataFrame, *, window: tuple[float, float], unit: 
     for number, case in enumerate(cases):
         rows = table[table["case"] == case].set_index("class").reindex(classes)
         x = np.arange(len(classes)) + (number - (len(cases) - 1) / 2) * 0.25
-        ax.errorbar(x, rows["median"], yerr=[rows["median"] - rows["p5"], rows["p95"] - rows["median"]], fmt="o", ms=5, capsize=3, color=["#0072B2", "#D55E00"][number % 2], label=case)
+        ax.errorbar(
+            x,
+            rows["median"],
+            yerr=[rows["median"] - rows["p5"], rows["p95"] - rows["median"]],
+            fmt="o",
+            ms=5,
+            capsize=3,
+            color=["#0072B2", "#D55E00"][number % 2],
+            label=case,
+        )
     ax.set_xticks(range(len(classes)), [c.replace("_", " ") for c in classes], fontsize=8)
     ax.set_ylabel(unit)
     ax.legend(frameon=False, fontsize=8)
@@ -229,4 +277,36 @@ def group_strips(groups: np.ndarray, *, title: str) -> Figure:
         show_slice(ax, (groups % 8).astype(float), plane, index, spacing_mm=(1, 1, 1), limits=(0, 7), cmap="Set2", bar=False)
         ax.set_title(f"{plane}, slice {index}", fontsize=9)
     figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def story(
+    image: np.ndarray,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    maps: np.ndarray,
+    *,
+    spacing_mm: Sequence[float],
+    limits: tuple[float, float],
+    class_names: Sequence[str],
+    title: str,
+    plane: str = "coronal",
+) -> Figure:
+    """One slice in a row: the scan, its reference, the prediction, and the weight of the two experts that differ most over it."""
+    index = best_slices(reference)[plane]
+    spread = [slice_of(m, plane, index).std() for m in maps]
+    figure, axes = plt.subplots(1, 5, figsize=(15, 3.6), layout="constrained")
+    place = {"spacing_mm": spacing_mm}
+    for ax, name, label in zip(axes, ("scan", "reference", "prediction"), (None, reference, prediction), strict=False):
+        show_slice(ax, image, plane, index, limits=limits, bar=label is None, **place)
+        if label is not None:
+            show_label(ax, label, plane, index, classes=len(class_names), **place)
+        ax.set_title(name, fontsize=10)
+    for ax, expert in zip(axes[3:], np.argsort(spread)[::-1][:2], strict=True):
+        show_slice(ax, image, plane, index, limits=limits, bar=False, **place)
+        show_slice(ax, maps[expert], plane, index, limits=(0, 1), cmap="magma", alpha=0.75, bar=False, **place)
+        ax.set_title(f"weight of expert {expert}", fontsize=10)
+    figure.colorbar(axes[-1].images[-1], ax=axes[-1], shrink=0.8)
+    figure.suptitle(title, fontsize=11)
+    class_legend(figure, class_names)
     return figure

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from homelib import HoME
-from homelib.network.home import Experts
+from homelib.network.home import Experts, RMSNorm
 from homelib.network.published import load_published, to_published
 
 EVEN = {"tokens": 24, "group_size": 8, "experts_local": 3, "slots_per_expert": 2, "experts_global": 6}  # 18 slots for 6 experts: no fill
@@ -262,6 +262,16 @@ def test_tokens_that_are_all_zero_have_finite_output_and_gradients():
     assert torch.isfinite(y).all()
     assert torch.isfinite(x.grad).all()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_rms_norm_gives_length_root_d_however_short_the_vector(dtype):
+    norm, v = RMSNorm(4), torch.tensor([[3.0, 0.0, 0.0, 4.0], [3e-6, 0.0, 0.0, 4e-6], [0.0, 0.0, 0.0, 0.0]], dtype=dtype)
+    norm.gamma.data = torch.tensor([1.0, 1.0, 1.0, 0.5])
+    found = norm(v)
+    assert found.dtype == dtype
+    expected = torch.tensor([[1.2, 0.0, 0.0, 0.8], [1.2, 0.0, 0.0, 0.8], [0.0, 0.0, 0.0, 0.0]], dtype=dtype)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9])

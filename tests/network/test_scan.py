@@ -1,4 +1,4 @@
-"""The selective scan: a case by hand, the blocked backend against the plain loop in value and every gradient, its memory, its errors."""
+"""The selective scan: a case by hand, every fast backend against the plain loop in value and each gradient, memory, errors."""
 
 import math
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from homelib import UserError, selective_scan
-from homelib.network.scan import BACKENDS, blocked
+from homelib.network.scan import BACKENDS, blocked, resolve
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -37,19 +37,38 @@ def scan_and_gradients(given, backend, *, softplus=True):
     return {"y": y.detach()} | {f"d{name}": g for name, g in zip(given, gradients, strict=True)}
 
 
+def cast(given, dtype):
+    return {name: t.detach().to(dtype).requires_grad_() for name, t in given.items()}
+
+
 def assert_agree(ours, oracle, tolerance):
-    """Every result within `tolerance` of the oracle's largest number, and of its type."""
+    """Every result within `tolerance` of the oracle's largest number."""
     assert ours.keys() == oracle.keys()
     for name in oracle:
-        assert ours[name].dtype == oracle[name].dtype, name
         error = (ours[name] - oracle[name]).abs().max() / oracle[name].abs().max().clamp_min(1e-30)
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.fixture(params=["blocks of 16 tokens", "blocks of any size"])
-def block_numbers(request, monkeypatch):
-    if request.param == "blocks of 16 tokens":  # else these small cases would fit into one block
+@pytest.fixture(params=["blocked, 16 tokens a block", "blocked", "numba"])
+def fast(request, monkeypatch):
+    """A check of float64 arguments: the backend, in its own precision, against the loop in float64."""
+    backend = request.param.split(",")[0]
+    assert backend in BACKENDS
+    if "16" in request.param:  # else these small cases would fit into one block
         monkeypatch.setitem(blocked.BLOCK_NUMBERS, "cpu", 1)
+    dtype, tolerance = (torch.float32, 5e-6) if backend == "numba" else (torch.float64, 1e-11)
+
+    def check(given, *, softplus=True):
+        ours = scan_and_gradients(cast(given, dtype) if dtype != torch.float64 else given, backend, softplus=softplus)
+        assert all(torch.isfinite(tensor).all() for tensor in ours.values())
+        assert_agree(ours, scan_and_gradients(given, "reference", softplus=softplus), tolerance)
+
+    check.backend = backend
+    return check
+
+
+def test_every_fast_backend_is_tested_here():
+    assert set(BACKENDS) == {"reference", "blocked", "numba"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -73,59 +92,71 @@ def test_three_tokens_by_hand(backend):
     torch.testing.assert_close(again, y)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 17, 255, 1000])
+@pytest.mark.parametrize("tokens", [1, 2, 17, 64, 65, 255, 1000])
 @pytest.mark.parametrize("state", [1, 8, 16, 64])
-def test_blocked_agrees_with_the_loop(tokens, state, block_numbers):
-    given = inputs(tokens=tokens, state=state)
-    assert_agree(scan_and_gradients(given, "blocked"), scan_and_gradients(given, "reference"), 1e-11)
+def test_agrees_with_the_loop(tokens, state, fast):
+    fast(inputs(tokens=tokens, state=state))
 
 
 @pytest.mark.parametrize("without", [("z",), ("D",), ("delta_bias",), ("z", "D", "delta_bias")], ids=" ".join)
-def test_blocked_agrees_without_what_is_optional(without, block_numbers):
-    given = inputs(without=without)
-    assert_agree(scan_and_gradients(given, "blocked"), scan_and_gradients(given, "reference"), 1e-11)
+def test_agrees_without_what_is_optional(without, fast):
+    fast(inputs(without=without))
 
 
 @pytest.mark.parametrize("softplus", [True, False])
-def test_blocked_agrees_for_steps_so_large_that_the_state_forgets_all(softplus, block_numbers):
+def test_agrees_for_steps_so_large_that_the_state_forgets_all(softplus, fast):
     given = inputs(tokens=100, delta_scale=200.0)
     if not softplus:
         given["delta"] = given["delta"].detach().abs().requires_grad_()
-    ours = scan_and_gradients(given, "blocked", softplus=softplus)
-    assert all(torch.isfinite(tensor).all() for tensor in ours.values())
-    assert_agree(ours, scan_and_gradients(given, "reference", softplus=softplus), 1e-11)
+    fast(given, softplus=softplus)
 
 
-def test_blocked_agrees_for_one_channel_of_one_volume(block_numbers):
-    given = inputs(1, 1, 300, 16)
-    assert_agree(scan_and_gradients(given, "blocked"), scan_and_gradients(given, "reference"), 1e-11)
+@pytest.mark.parametrize("shape", [(1, 1, 300, 16), (1, 7, 100, 5), (3, 1, 100, 3)], ids=str)
+def test_agrees_for_few_and_odd_channels(shape, fast):
+    fast(inputs(*shape))
 
 
-def test_blocked_agrees_on_views_with_any_strides(block_numbers):
-    given = inputs(tokens=50)
-    views = {name: t.detach().mT.contiguous().mT.requires_grad_() if t.dim() > 1 else t for name, t in given.items()}
+def test_agrees_on_views_with_any_strides(fast):
+    views = {name: t.detach().mT.contiguous().mT.requires_grad_() if t.dim() > 1 else t for name, t in inputs(tokens=50).items()}
     assert not views["u"].is_contiguous()
-    assert_agree(scan_and_gradients(views, "blocked"), scan_and_gradients(given, "reference"), 1e-11)
+    fast(views)
 
 
-def test_blocked_agrees_in_float32(block_numbers):
+def test_agrees_for_a_gradient_that_is_one_number_in_memory(fast):
+    given = inputs(tokens=70, without=("z", "D"))
+    dtype = torch.float32 if fast.backend == "numba" else torch.float64
+    ours, oracle = cast(given, dtype), given
+    for arguments, backend in ((ours, fast.backend), (oracle, "reference")):
+        selective_scan(**arguments, delta_softplus=True, backend=backend).sum().backward()
+    for name in given:
+        torch.testing.assert_close(ours[name].grad.double(), oracle[name].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_blocked_agrees_in_float32(monkeypatch):
+    monkeypatch.setitem(blocked.BLOCK_NUMBERS, "cpu", 1)
     given = inputs(tokens=500, state=16, dtype=torch.float32)
     assert_agree(scan_and_gradients(given, "blocked"), scan_and_gradients(given, "reference"), 1e-5)
 
 
-def test_bfloat16_in_and_out_and_float32_between(block_numbers):
-    """Both backends compute in float32, so they agree far better than bfloat16 could (0.4 %), but for its last rounding."""
-    given = {name: t.detach() for name, t in inputs(tokens=500, dtype=torch.bfloat16).items()}
-    given = {name: t.float() if name in ("A", "D", "delta_bias") else t for name, t in given.items()}  # as the mixer hands them over
-    given = {name: t.requires_grad_() for name, t in given.items()}
-    ours, oracle = scan_and_gradients(given, "blocked"), scan_and_gradients(given, "reference")
+@pytest.mark.parametrize("in_float32", [("A", "D", "delta_bias"), ()], ids=["as the mixer hands them over", "all bfloat16"])
+def test_bfloat16_in_and_out_and_float32_between(in_float32, fast):
+    """Both backends compute in float32, so they agree far better than bfloat16 could (0.4 % a step), but for its last rounding."""
+    given = inputs(tokens=500, dtype=torch.bfloat16, without=() if in_float32 else ("delta_bias",))
+    given = {name: (t.detach().float() if name in in_float32 else t.detach()).requires_grad_() for name, t in given.items()}
+    ours, oracle = scan_and_gradients(given, fast.backend), scan_and_gradients(given, "reference")
     assert ours["y"].dtype == torch.bfloat16
-    assert ours["dA"].dtype == torch.float32
+    assert all(ours[f"d{name}"].dtype == t.dtype for name, t in given.items())
     assert_agree(ours, oracle, 2**-8)
-    exact = scan_and_gradients({name: t.detach().double().requires_grad_() for name, t in given.items()}, "reference")
+    exact = scan_and_gradients(cast(given, torch.float64), "reference")
     for name in exact:
         error = (ours[name].double() - exact[name]).norm() / exact[name].norm()
         assert error < 2**-7, f"{name}: {error:.1e}"
+
+
+def test_the_same_call_gives_the_same_bits(fast):
+    given = cast(inputs(channels=9, tokens=200, state=16), torch.float32)
+    first, again = scan_and_gradients(given, fast.backend), scan_and_gradients(given, fast.backend)
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -136,9 +167,10 @@ def test_autocast_leaves_the_recurrence_in_float32(backend):
         assert torch.equal(selective_scan(**given, delta_softplus=True, backend=backend), plain)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "blocked"])  # those that take float64
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 2, 5, 3), (1, 2, 18, 2)], ids=str)
-def test_gradients_are_those_of_finite_differences(backend, shape, block_numbers):
+def test_gradients_are_those_of_finite_differences(backend, shape, monkeypatch):
+    monkeypatch.setitem(blocked.BLOCK_NUMBERS, "cpu", 1)
     given = inputs(*shape)
 
     def scan(*tensors):
@@ -152,12 +184,13 @@ def test_gradients_are_those_of_finite_differences(backend, shape, block_numbers
     batch=st.integers(1, 3), channels=st.integers(1, 5), tokens=st.integers(1, 70), state=st.integers(1, 9),
     numbers=st.sampled_from([1, 500, 2**18]), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_blocked_agrees_for_any_shape_and_block(batch, channels, tokens, state, numbers, seed):
+def test_agrees_for_any_shape_and_block(batch, channels, tokens, state, numbers, seed):
     given = inputs(batch, channels, tokens, state, seed=seed)
+    oracle = scan_and_gradients(given, "reference")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(blocked.BLOCK_NUMBERS, "cpu", numbers)
-        ours = scan_and_gradients(given, "blocked")
-    assert_agree(ours, scan_and_gradients(given, "reference"), 1e-11)
+        assert_agree(scan_and_gradients(given, "blocked"), oracle, 1e-11)
+    assert_agree(scan_and_gradients(cast(given, torch.float32), "numba"), oracle, 5e-6)
 
 
 def test_the_result_does_not_depend_on_the_block(monkeypatch):
@@ -232,3 +265,12 @@ def test_no_token_is_refused():
 def test_an_unknown_backend_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="backend: found 'blokced'.*Did you mean 'blocked'"):
         selective_scan(**inputs(), backend="blokced")
+
+
+def test_numba_is_for_float32_and_automatic_only_there():
+    with pytest.raises(UserError, match="backend: found 'numba' for torch.float64 on cpu"):
+        selective_scan(**inputs(), backend="numba")
+    assert resolve("auto", "cpu", torch.float32) == "numba"
+    assert resolve("auto", "cpu", torch.float64) == resolve("auto", "cuda", torch.float32) == "blocked"
+    given = inputs()
+    assert torch.equal(selective_scan(**given), selective_scan(**given, backend="blocked"))

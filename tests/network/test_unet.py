@@ -166,15 +166,20 @@ def test_dynamic_tanh_starts_as_the_paper_says():
     assert (layer.alpha.item(), layer.weight.tolist(), layer.bias.tolist()) == (0.5, [1.0] * 3, [0.0] * 3)
 
 
-def test_a_block_adds_its_parts_to_what_it_gets():
-    class Twice(torch.nn.Module):
-        def forward(self, t):
-            return 2 * t
+class Times(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
 
-    block, t = Block(3, Twice(), Twice()), torch.randn(1, 5, 3)
+    def forward(self, t):
+        return self.factor * t
+
+
+def test_a_block_adds_mamba_then_home_to_what_it_gets():
+    block, t = Block(3, Times(2), Times(-5)), torch.randn(1, 5, 3)
     after_mamba = t + 2 * torch.tanh(0.5 * t)
-    torch.testing.assert_close(block(t), after_mamba + 2 * torch.tanh(0.5 * after_mamba))
-    torch.testing.assert_close(Block(3, Twice(), None)(t), after_mamba)
+    torch.testing.assert_close(block(t), after_mamba - 5 * torch.tanh(0.5 * after_mamba))
+    torch.testing.assert_close(Block(3, Times(2), None)(t), after_mamba)
 
 
 def test_without_a_config_it_is_the_papers():

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from . import blocked, reference
+from . import blocked, numba_cpu, reference
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.scan, "blocked": blocked.scan}
+BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.scan, "blocked": blocked.scan, "numba": numba_cpu.scan}
 
 
 def selective_scan(
@@ -49,19 +49,22 @@ def selective_scan(
         UserError: an unknown backend, or an argument whose shape does not fit; the message names it.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    scan = BACKENDS[resolve(backend)]
+    scan = BACKENDS[resolve(backend, u.device.type, u.dtype)]
     with torch.autocast(u.device.type, enabled=False):
         return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-def resolve(backend: str = "auto") -> str:
-    """Name of the backend that `backend` stands for on this machine."""
+def resolve(backend: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """Name of the backend that `backend` stands for: "auto" is numba on a CPU (it keeps float32 states, so not for float64), else blocked."""
+    fits_numba = device == "cpu" and dtype != torch.float64
     if backend == "auto":
-        return "blocked"
+        return "numba" if fits_numba else "blocked"
     if backend not in BACKENDS:
         near = difflib.get_close_matches(backend, BACKENDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"backend: found {backend!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}.{hint}")
+    if backend == "numba" and not fits_numba:
+        raise UserError(f"backend: found 'numba' for {dtype} on {device}, expected float32, float16 or bfloat16 on a cpu. Take 'auto' or 'blocked'.")
     return backend
 
 

@@ -32,7 +32,7 @@ def skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> T
 def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     """The plain loop. `unbind` and not `u[..., t]`: the backward pass of an index fills a whole tensor of zeros a token, which makes it quadratic in L."""
     steps = step_sizes(delta, delta_bias, delta_softplus)
-    inputs = steps * u
+    inputs, A = steps * u, A.to(steps.dtype)
     h = inputs.new_zeros(*A.shape) + 0 * inputs[:, :, :1]  # (B, D, N)
     y = []
     tokens = zip(steps.unbind(-1), inputs.unbind(-1), B.unbind(-1), C.unbind(-1), strict=True)

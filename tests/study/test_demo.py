@@ -1,0 +1,136 @@
+"""The demo's two runs: patients never shared, settings checked, trained once."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from homelib import UserError
+from homelib.config import override, preset
+from homelib.run.checkpoint import trained_network
+from homelib.run.evaluate import evaluate
+from homelib.run.predict import predict_probabilities
+from homelib.study import demo as module
+from homelib.study.demo import DemoRun, demo_run, trained
+
+
+def ids(demo: DemoRun) -> tuple[str, str]:
+    assert demo.settings.data.train_cases == (demo.train_case.case.id,)
+    assert demo.settings.data.test_cases == (demo.test_case.case.id,)
+    return demo.train_case.case.id, demo.test_case.case.id
+
+
+def test_the_two_directions_swap_two_different_patients(tmp_path):
+    there, back = (demo_run("smoke", direction, folder=tmp_path) for direction in ("a-to-c", "c-to-a"))
+    assert ids(there) == ("phantom-a", "phantom-c")
+    assert ids(back) == ("phantom-c", "phantom-a")
+    assert there.run.folder == tmp_path / "training" / "smoke-a-to-c"
+    assert back.run.folder == tmp_path / "training" / "smoke-c-to-a"
+    assert (there.train_case.image == back.test_case.image).all()
+    assert there.train_case.image.shape != there.test_case.image.shape or (there.train_case.image != there.test_case.image).any()
+
+
+def test_setting_up_writes_no_run_and_says_what_is_synthetic(tmp_path):
+    demo = demo_run("smoke", folder=tmp_path)
+    assert not any(tmp_path.iterdir())
+    assert "SYNTHETIC" in demo.data.message
+    assert not demo.data.real
+    assert demo.class_names[0] == "background"
+    assert len(demo.class_names) == demo.settings.model.out_channels
+    assert demo.window == (-175, 250)
+    assert demo.train_case.spacing_mm == demo.settings.data.spacing_mm
+
+
+def test_the_folder_is_runs_demo_unless_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOMELIB_RUNS", str(tmp_path))
+    assert demo_run("smoke").run.folder == tmp_path / "demo" / "training" / "smoke-a-to-c"
+
+
+def test_changes_are_settings_by_dotted_name(tmp_path):
+    demo = demo_run("smoke", folder=tmp_path, changes={"training.steps": 3, "data.spacing_mm": [14, 14, 14]})
+    assert demo.settings.training.steps == 3
+    assert demo.train_case.spacing_mm == (14, 14, 14)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"profile": "smoke", "changes": {"training.step": 3}}, r"^training\.step: no such field; did you mean training\.steps\?"),
+        ({"profile": "smoke", "changes": {"training.steps": "many"}}, r"^training\.steps: found 'many'"),
+        ({"profile": "smok"}, r"^profile: found 'smok', expected one of smoke, laptop, paper; did you mean smoke\?"),
+        ({"profile": "smoke", "direction": "c-to-c"}, r"^direction: found 'c-to-c', expected one of a-to-c, c-to-a"),
+    ],
+    ids=["unknown setting", "wrong value", "unknown profile", "unknown direction"],
+)
+def test_wrong_words_are_named_in_one_line(asked, told, tmp_path):
+    with pytest.raises(UserError, match=told) as raised:
+        demo_run(**asked, folder=tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_is_trained_once(smoke_demo, monkeypatch):
+    def no_step(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    kept = {name: (smoke_demo.run.folder / name).read_bytes() for name in ("best.safetensors", "last.ckpt", "history.csv", "settings.json")}
+    monkeypatch.setattr("homelib.run.train.train_step", no_step)
+    run = trained(smoke_demo, progress=False)
+    assert run.state == "done"
+    assert {name: (run.folder / name).read_bytes() for name in kept} == kept
+
+
+def test_its_dice_on_the_training_patient_joins_the_history(smoke_demo):
+    history = smoke_demo.run.history
+    assert history["step"].tolist() == [0, 1, 2, 3]
+    assert history["training_patient_dice"].notna().tolist() == [False, True, False, True]  # validate_every is 2
+    predicted = predict_probabilities(trained_network(smoke_demo.run), smoke_demo.train_case, smoke_demo.settings).argmax(0)
+    table = evaluate(predicted, smoke_demo.train_case.label, spacing_mm=(12, 12, 12), class_names=smoke_demo.class_names, case="", method="", label_origin="", metrics=("dice",))
+    assert history["training_patient_dice"].iloc[-1] == pytest.approx(table["value"].mean(), abs=1e-6)
+
+
+def test_the_test_patient_takes_no_part_in_training(smoke_demo, tmp_path):
+    blind = replace(smoke_demo, run=type(smoke_demo.run)(tmp_path / "blind"), test_case=None)
+    run = trained(blind, progress=False)
+    pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), smoke_demo.run.history.drop(columns="seconds"))
+    assert (run.folder / "best.safetensors").read_bytes() == smoke_demo.run.weights_file.read_bytes()
+
+
+# ---------------------------------------------------------------- profile paper
+
+
+class Fitted(Exception):
+    """In place of a training that would take days."""
+
+
+@pytest.fixture
+def paper(smoke_demo, tmp_path, monkeypatch) -> DemoRun:
+    def fit(*args, **kwargs):
+        raise Fitted
+
+    monkeypatch.setattr(module, "fit", fit)
+    return replace(smoke_demo, settings=preset("paper"), run=type(smoke_demo.run)(tmp_path / "paper"))
+
+
+def test_paper_without_a_cuda_gpu_is_refused_in_one_line(paper, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^profile: found 'paper' on a machine without a CUDA GPU.*training\.accelerator") as raised:
+        trained(paper)
+    assert "\n" not in str(raised.value)
+    assert not paper.run.folder.exists()
+
+
+def test_paper_is_trained_on_a_gpu_or_where_the_cpu_is_asked_for(paper, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(Fitted):
+        trained(paper)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Fitted):
+        trained(replace(paper, settings=override(paper.settings, {"training.accelerator": "cpu"})))
+
+
+def test_a_paper_run_that_is_done_elsewhere_can_be_looked_at_without_a_gpu(paper, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    paper.run.set_state("done")
+    with pytest.raises(Fitted):
+        trained(paper)

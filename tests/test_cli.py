@@ -1,0 +1,297 @@
+"""The command line: a user's mistake is one line on stderr and exit status 2, and smoke goes from training to a prediction."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from homelib import Settings, cli
+from homelib.data.demo import DemoData
+from homelib.study.workbook import Executed
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def home(monkeypatch, capsys):
+    """`home ARGUMENTS` in this process: exit status, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["home", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def mistake(home):
+    """`home ARGUMENTS` that must be refused: the one line on stderr."""
+
+    def call(*arguments) -> str:
+        status, out, err = home(*arguments)
+        assert status == 2, (out, err)
+        assert re.fullmatch(r"home: [^\n]+\n", err), err
+        assert "Traceback" not in out + err
+        return err[len("home: ") :].strip()
+
+    return call
+
+
+# ---------------------------------------------------------------- help
+
+
+def python(code: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "200"})
+
+
+def test_help_answers_at_once_without_pytorch_or_monai():
+    code = (
+        "import atexit, sys; from homelib.cli import main; sys.argv = ['home', '--help']\n"
+        "atexit.register(lambda: print('heavy:', sorted({'torch', 'monai', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules))))\n"
+        "main()"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert "heavy: []" in done.stdout
+    for command in ("doctor", "demo", "data", "train", "predict", "evaluate", "tables"):
+        assert re.search(rf"^\W*{command}\b", done.stdout, re.MULTILINE), command
+
+
+def test_a_mistake_has_exit_status_2_and_one_line_in_a_process_of_its_own():
+    done = python("from homelib.cli import main; main()", "data", "fetch", "brats")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "home: data: found 'brats', expected demo; no other data set can be fetched yet.\n"
+
+
+@pytest.mark.parametrize("command", ["doctor", "demo", "data", "data list", "data show", "data fetch", "train", "predict", "evaluate", "tables"])
+def test_every_command_has_help(home, command):
+    status, out, _ = home(*command.split(), "--help")
+    assert status == 0
+    assert f"home {command}" in out
+
+
+def test_nothing_asked_shows_the_commands(home):
+    _, out, err = home()
+    assert "doctor" in out + err
+
+
+def test_an_unknown_command_or_option_is_refused(home):
+    for arguments in (["trian"], ["train", "x", "--profil", "smoke"], ["train"]):
+        status, out, err = home(*arguments)
+        assert status == 2
+        assert "Traceback" not in out + err
+
+
+# ---------------------------------------------------------------- doctor and data
+
+
+def test_doctor_names_versions_device_and_backend(home):
+    status, out, _ = home("doctor")
+    assert status == 0
+    for told in ("torch", "homelib", "auto means", "backends", "mamba_ssm", "cache", "runs"):
+        assert re.search(rf"^  {told} +\S", out, re.MULTILINE), told
+
+
+def test_data_list_names_every_manifest(home):
+    status, out, _ = home("data", "list")
+    assert status == 0
+    assert {line.split()[0] for line in out.splitlines()} == {path.stem for path in (ROOT / "data_manifests").glob("*.yaml")}
+
+
+def test_data_show_prints_a_manifest(home):
+    status, out, _ = home("data", "show", "demo_ct")
+    assert status == 0
+    for told in ("inferior_vena_cava:", "licence:", "label_origin: MODEL", "label_origin: UNSTATED"):
+        assert told in out
+
+
+def test_data_show_of_an_unknown_manifest_is_one_line(mistake):
+    assert "demo_ct" in mistake("data", "show", "demo_cd")
+
+
+def test_data_fetch_of_an_unknown_name_is_one_line(mistake):
+    assert mistake("data", "fetch", "brats") == "data: found 'brats', expected demo; no other data set can be fetched yet."
+
+
+@pytest.mark.parametrize(("real", "status"), [(True, 0), (False, 1)], ids=["fetched", "phantoms"])
+def test_data_fetch_says_what_is_there_and_fails_where_it_is_not_real(home, monkeypatch, own_cache, real, status):
+    monkeypatch.setattr("homelib.data.demo.fetch_demo", lambda: DemoData({}, real=real, message="ct-a: told [so]."))
+    assert home("data", "fetch", "demo") == (status, f"ct-a: told [so].\ncache: {own_cache}\n", "")
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "training.step=3"], r"^training\.step: no such field; did you mean training\.steps\?"),
+        (["--set", "training.steps=many"], r"^training\.steps: found 'many'"),
+        (["--set", "training.steps=-1"], r"^training\.steps: found -1"),
+        (["--set", "training.steps"], r"^--set: found 'training\.steps', expected name=value"),
+        (["--set", "training.steps=[1"], r"^--set: found 'training\.steps=\[1', whose value cannot be read"),
+        (["--set", "training=3"], r"^training: no such field"),
+        (["--set", "model.channels=[4, 4]"], r"^model\.channels"),
+        (["--set", "model.out_channels=3"], r"^model\.out_channels: found 3, expected 9"),
+        (["--profile", "smok"], r"^profile: found 'smok'.*did you mean smoke\?"),
+        (["--direction", "a-to-b"], r"^direction: found 'a-to-b', expected one of a-to-c, c-to-a"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_training_is_refused_in_one_line_and_leaves_no_folder(mistake, tmp_path, arguments, told):
+    profile = [] if "--profile" in arguments else ["--profile", "smoke"]
+    assert re.search(told, mistake("train", tmp_path / "run", *profile, *arguments))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tables"])
+def test_a_folder_without_a_run_is_one_line(mistake, tmp_path, command):
+    assert mistake(command, tmp_path).startswith(f"{tmp_path}: no settings.json there, expected a run folder")
+
+
+def test_a_demo_of_an_unknown_profile_is_refused_before_anything_is_fetched_or_run(mistake, monkeypatch, tmp_path):
+    def never(*args, **kwargs):
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("homelib.data.demo.fetch_demo", never)
+    monkeypatch.setattr("homelib.study.workbook.run_workbook", never)
+    assert mistake("demo", "--profile", "lapptop", "--out", tmp_path / "demo").startswith("profile: found 'lapptop'")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_of_an_unknown_notebook_is_one_line(mistake, tmp_path):
+    assert mistake("demo", "--profile", "smoke", "--only", "99", "--out", tmp_path / "demo").startswith("notebooks: none begins with 99; there are 00_start_here")
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, 0), ("cell 3: ValueError: no [/such] thing", 1)], ids=["well", "failed"])
+def test_the_demos_exit_status_says_whether_all_notebooks_ended_well(home, monkeypatch, tmp_path, error, status):
+    asked = {}
+
+    def run_workbook(folder, parameters, *, only):
+        asked.update(parameters, only=only)
+        return [Executed("02_model_walkthrough", folder / "02.ipynb", folder / "02.html", 60.0, error)]
+
+    monkeypatch.setattr("homelib.study.workbook.run_workbook", run_workbook)
+    ended, out, _ = home("demo", "--profile", "smoke", "--only", "02", "--out", tmp_path / "demo")
+    assert ended == status
+    assert (error or "ok") in out
+    assert str(tmp_path / "demo" / "02.html") in out
+    assert asked == {"profile": "smoke", "folder": str(tmp_path / "demo"), "only": ["02"]}
+
+
+# ---------------------------------------------------------------- the way through
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run trained by `home train`, c-to-a, three steps."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        command = ["home", "train", folder, "--profile", "smoke", "--direction", "c-to-a", "--set", "training.steps=3", "--set", "training.accelerator=cpu"]
+        patch.setattr(sys, "argv", [*map(str, command)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert not end.code  # noqa: PT017  typer ends every command this way
+    return folder
+
+
+def test_train_leaves_a_complete_run_of_what_was_asked(run):
+    settings = Settings.load(run / "settings.json")
+    assert (settings.training.steps, settings.training.accelerator) == (3, "cpu")
+    assert (settings.data.train_cases, settings.data.test_cases) == (("phantom-c",), ("phantom-a",))
+    assert {"settings.json", "status.json", "history.csv", "last.ckpt", "best.safetensors"} <= {path.name for path in run.iterdir()}
+    assert len(pd.read_csv(run / "history.csv")) == 3
+
+
+def test_train_again_goes_on_and_with_other_settings_is_refused(run, home, mistake):
+    before = (run / "best.safetensors").read_bytes()
+    same = ["--profile", "smoke", "--direction", "c-to-a", "--set", "training.accelerator=cpu", "--set"]
+    status, out, _ = home("train", run, *same, "training.steps=3")
+    assert status == 0
+    assert "3 steps" in out
+    assert "SYNTHETIC" in out
+    assert f"home evaluate {run}" in out
+    assert "holds a run with other settings (training)" in mistake("train", run, *same, "training.steps=4")
+    assert (run / "best.safetensors").read_bytes() == before
+
+
+def test_evaluate_and_tables_print_the_same_numbers_for_the_right_patients(run, home, mistake):
+    if not (run / "metrics.csv").exists():
+        assert f"`home evaluate {run}` writes it" in mistake("tables", run)
+    status, evaluated, _ = home("evaluate", run)
+    assert status == 0
+    status, shown, _ = home("tables", run)
+    assert status == 0
+    assert shown == evaluated
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics.groupby("role")["case"].unique().map(list).to_dict() == {"test": ["phantom-a"], "train": ["phantom-c"]}
+    rows = metrics.query("role == 'test' and metric == 'dice' and method == 'MambaHoME'")
+    mean = next(line for line in shown.splitlines() if line.startswith("│ mean"))
+    assert [cell.strip() for cell in mean.split("│")][2:4] == [str(rows["reference_voxels"].sum()), f"{100 * rows['value'].mean():.1f}"]
+
+
+def test_predict_writes_labels_on_the_scans_own_grid(run, home, phantoms, tmp_path):
+    scan = nib.load(phantoms["phantom-a"].image)
+    data, affine = np.asarray(scan.dataobj)[::-1, :, 3:], scan.affine @ np.diag([-1, 1, 1, 1])  # stored left to right, of a shape of its own
+    affine[:3, 3] = [5, -7, 11]
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
+    status, out, err = home("predict", run, tmp_path / "scan.nii.gz", "--out", tmp_path / "new" / "labels.nii.gz")
+    assert status == 0, err
+    labels = nib.load(tmp_path / "new" / "labels.nii.gz")
+    assert labels.shape == data.shape == (48, 48, 45)
+    np.testing.assert_allclose(labels.affine, affine, atol=1e-4)
+    assert labels.get_data_dtype() == np.uint8
+    names = list(Settings.load(run / "settings.json").data.train_cases) and ("bone", "muscle", "liver", "spleen", "kidneys", "stomach", "aorta", "inferior_vena_cava")
+    counts = np.bincount(np.asarray(labels.dataobj).ravel(), minlength=9)
+    assert "48x48x45 voxels; " + ", ".join(f"{name} {counts[i]}" for i, name in enumerate(names, start=1)) in out
+
+
+def test_predict_refuses_what_is_no_scan(run, mistake, tmp_path):
+    text = tmp_path / "notes.nii.gz"
+    text.write_text("no scan")
+    out = tmp_path / "labels.nii.gz"
+    assert mistake("predict", run, tmp_path / "missing.nii.gz", "--out", out).startswith(f"{tmp_path / 'missing.nii.gz'}: no such file")
+    assert mistake("predict", run, text, "--out", out).startswith(f"{text}: cannot be read as a 3D image")
+    flat = tmp_path / "flat.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((9, 9), np.int16), np.eye(4)), flat)
+    assert "expected one 3D volume" in mistake("predict", run, flat, "--out", out)
+    assert not out.exists()
+
+
+def test_predict_leaves_an_existing_file_as_it_is(run, mistake, phantoms, tmp_path):
+    out = tmp_path / "labels.nii.gz"
+    out.write_text("mine")
+    assert "exists already" in mistake("predict", run, phantoms["phantom-a"].image, "--out", out)
+    assert out.read_text() == "mine"
+    assert mistake("predict", run, phantoms["phantom-a"].image, "--out", tmp_path / "labels.png").startswith("--out: found 'labels.png', expected a name that ends in .nii.gz")
+
+
+def test_predict_needs_a_trained_run(mistake, phantoms, tmp_path, smoke):
+    image, out = phantoms["phantom-a"].image, tmp_path / "labels.nii.gz"
+    assert "no settings.json there" in mistake("predict", tmp_path / "nowhere", image, "--out", out)
+    (tmp_path / "bare").mkdir()
+    smoke.save(tmp_path / "bare" / "settings.json")
+    assert "best.safetensors: no such file" in mistake("predict", tmp_path / "bare", image, "--out", out)
+
+
+def test_damaged_runs_are_one_line(run, mistake, tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    assert f"{tmp_path / 'settings.json'}: not JSON" in mistake("evaluate", tmp_path)
+    (tmp_path / "settings.json").write_text((run / "settings.json").read_text())
+    (tmp_path / "best.safetensors").write_bytes(b"nothing")
+    assert "best.safetensors: damaged or no safetensors file" in mistake("evaluate", tmp_path)
