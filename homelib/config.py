@@ -150,13 +150,13 @@ def paper() -> Settings:
 def laptop() -> Settings:
     """A network of 3 million parameters that learns the demo task on two cores in minutes. Spacing, augmentation and schedule were chosen by
     cross-validation inside the training patient (benchmarks/demo_choice.py), never on the test patient."""
-    augment = AugmentConfig(contrast_phase=0.8, rotation_degrees=15, scaling=0.2, intensity_shift=0.1, gamma=0.3, noise=0.05, smoothing_voxels=1.0)
+    augment = AugmentConfig(contrast_phase=0.8, rotation_degrees=10, scaling=0.15, intensity_shift=0.1, gamma=0.3, noise=0.05, smoothing_voxels=1.0)
     return Settings(
         profile="laptop",
         model=ModelConfig(out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)),
         data=DataConfig(train_cases=("ct-a",), test_cases=("ct-c",), spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 48)),
         training=TrainingConfig(
-            steps=350, batch_size=1, learning_rate=1e-2, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, class_balance=0.8, augment=augment
+            steps=350, batch_size=2, learning_rate=1e-2, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, class_balance=0.8, augment=augment
         ),
     )
 

@@ -3,13 +3,17 @@
 No test reads or writes the user's cache or run folders.
 """
 
-import pytest
-import torch
+import os
 
-from homelib import ModelConfig, Settings
-from homelib.config import override, preset
-from homelib.data.demo import phantom_cases
-from homelib.data.prepare import PreparedCase, prepare
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin while they wait make a busy machine several times slower
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from homelib import ModelConfig, Settings  # noqa: E402
+from homelib.config import override, preset  # noqa: E402
+from homelib.data.demo import phantom_cases  # noqa: E402
+from homelib.data.prepare import PreparedCase, prepare  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -135,12 +135,9 @@ class GlobalRouter(nn.Module):
 
     def forward(self, z: Tensor, entries: int) -> tuple[Tensor, Tensor]:
         """z (B, n, d), n a multiple of E, of which the first `entries` are real and the rest zeros."""
-        runs = rearrange(z, "b (p e) d -> b p e d", e=self.experts).sum(2)
+        runs = reduce(z, "b (p e) d -> b p d", "mean", e=self.experts)  # zeros counted or not: the norm takes the difference away
+        slot_embed = rearrange(self.slot_embed(runs), "b p (e d) -> b (e p) d", e=self.experts)
         real = torch.arange(z.shape[1], device=z.device) < entries
-        counted = self.experts
-        if self.mask_padding:
-            counted = reduce(real.to(z.dtype), "(p e) -> p 1", "sum", e=self.experts)
-        slot_embed = rearrange(self.slot_embed(runs / counted), "b p (e d) -> b (e p) d", e=self.experts)
         logits = at_least_float32(torch.einsum("bnd,bmd->bnm", z, self.slot_norm(slot_embed)))
         to_slots = logits.masked_fill(~real[:, None], float("-inf")) if self.mask_padding else logits
         dispatch, combine = to_slots.softmax(1).to(z.dtype), logits.softmax(2).to(z.dtype)

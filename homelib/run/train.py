@@ -108,20 +108,19 @@ def train_step(
 def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Dice (MONAI) + cross-entropy, over the voxels whose label is not 255.
 
-    An ignored voxel is given a certain, right answer (background), so that it has no gradient and adds nothing to the loss.
+    An ignored voxel has no gradient and adds nothing to the loss; where all are ignored the loss is 0.
 
     Args:
         logits: (B, classes, D, H, W).
         label: (B, 1, D, H, W) class indices.
         class_weights: (classes,) of the cross-entropy; None weighs every voxel alike, as the paper does.
     """
-    logits = logits.float()
-    ignored = label == IGNORE
-    if ignored.any():
-        certain = torch.full((1, logits.shape[1], 1, 1, 1), -50.0, device=logits.device)
-        certain[:, 0] = 50.0
-        logits, label = torch.where(ignored, certain, logits), label.masked_fill(ignored, 0)
-    return DiceLoss(to_onehot_y=True, softmax=True)(logits, label) + F.cross_entropy(logits, label[:, 0], weight=class_weights)
+    logits, keep = logits.float(), label != IGNORE
+    if not keep.any():
+        return 0 * logits.sum()
+    target = F.one_hot(label.masked_fill(~keep, 0)[:, 0], logits.shape[1]).movedim(-1, 1)
+    dice = DiceLoss()(logits.softmax(1) * keep, target * keep)
+    return dice + F.cross_entropy(logits, label[:, 0], weight=class_weights, ignore_index=IGNORE)
 
 
 def class_weights(cases: Sequence[PreparedCase], classes: int, balance: float) -> Tensor | None:

@@ -103,8 +103,8 @@ def test_the_config_reaches_every_stage(tiny):
     for i, stage in enumerate(network.stages):
         for block in stage.blocks:
             home, mamba = block.home, block.mamba
-            assert (home.group_size, home.local_router.experts, home.global_router.experts) == (tiny.group_size[i], tiny.experts_local[i], tiny.experts_global[i])
-            assert home.local_router.slots == tiny.slots_per_expert
+            assert (home.group_size, home.local_router.slots) == (tiny.group_size[i], tiny.slots_per_expert)
+            assert (home.local_router.experts, home.global_router.experts) == (tiny.experts_local[i], tiny.experts_global[i])
             assert mamba.A_log.shape == (tiny.expand * tiny.channels[i], tiny.state_dim)
             assert mamba.conv1d.kernel_size == (tiny.conv_width,)
             assert mamba.backend == "reference"

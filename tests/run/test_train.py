@@ -38,11 +38,11 @@ class Stopped(Exception):
 
 
 def stop_at(step):
-    """An on_validation that kills the run at this step, and leaves network and generators in another state."""
+    """An on_validation that kills the run at this step, and leaves network and generator in another state."""
 
     def on_validation(now, network):
         network.eval()
-        torch.rand(3), np.random.rand(3)
+        torch.rand(3)
         if now == step:
             raise Stopped(f"at {now}")
         return {"score": np.float64(now)}
@@ -253,7 +253,14 @@ def test_an_ignored_voxel_has_no_gradient_and_no_say():
     other = torch.where(ignored, torch.randn_like(logits) * 10, logits.detach())
     assert torch.equal(segmentation_loss(other, label), loss)
     everything = torch.full_like(label, 255)
-    assert torch.isfinite(segmentation_loss(logits, everything))
+    assert segmentation_loss(logits, everything).item() == 0
+
+
+def test_the_loss_with_half_the_volume_ignored_is_that_of_the_other_half():
+    logits, label = torch.randn(1, 4, 6, 6, 6), torch.randint(0, 4, (1, 1, 6, 6, 6))
+    half = label.clone()
+    half[:, :, 3:] = 255
+    torch.testing.assert_close(segmentation_loss(logits, half), segmentation_loss(logits[:, :, :3], label[:, :, :3]))
 
 
 def test_the_loss_takes_half_precision_and_gives_full():

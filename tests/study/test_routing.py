@@ -61,6 +61,7 @@ def test_groups_are_strips_in_raster_order_by_hand():
 
 def test_a_trace_leaves_the_forward_pass_bit_identical_and_no_hook_behind(network, image):
     with torch.inference_mode():
+        network(image)  # the first pass of a process may start thread pools, and then sum in another order
         before = network(image)
         with trace_routing(network):
             assert hooks_of(network) > 0

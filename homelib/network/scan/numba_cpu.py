@@ -31,7 +31,7 @@ def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Te
     """y (B, D, L) and the states at the block borders (B, D, blocks, N); B and C are (B, L, N)."""
     y = torch.empty_like(u)
     borders = u.new_empty(*u.shape[:2], -(-u.shape[2] // T), A.shape[1])
-    _forward(*_arrays(u, delta, A, B, C, y, borders))
+    _run(_forward, u, delta, A, B, C, y, borders)
     return y, borders
 
 
@@ -42,11 +42,11 @@ def _(u, delta, A, B, C):
 
 @torch.library.custom_op("homelib::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
 def _scan_backward(dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, borders: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    workers = min(u.shape[1], numba.get_num_threads())
+    workers = min(u.shape[1], torch.get_num_threads())
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dA = A.new_zeros(u.shape[0], *A.shape)
     dB, dC = B.new_zeros(workers, *B.shape), C.new_zeros(workers, *C.shape)  # one copy a worker: channels share them
-    _backward(*_arrays(dy.contiguous(), u, delta, A, B, C, borders, du, ddelta, dA, dB, dC))
+    _run(_backward, dy.contiguous(), u, delta, A, B, C, borders, du, ddelta, dA, dB, dC)
     return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0)
 
 
@@ -63,8 +63,13 @@ def _setup(ctx, inputs, output):
 _scan.register_autograd(lambda ctx, dy, _: _scan_backward(dy, *ctx.saved_tensors), setup_context=_setup)
 
 
-def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    return tuple(t.detach().numpy() for t in tensors)
+def _run(kernel, *tensors: Tensor) -> None:
+    """Run a kernel in place, on as many threads as PyTorch uses; Numba's first call would raise that number for PyTorch too."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    kernel(*(t.detach().numpy() for t in tensors))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @njit(fastmath=_MATH, inline="always")
