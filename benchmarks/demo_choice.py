@@ -1,7 +1,7 @@
 """Choose the demo's spacing, augmentation and schedule by cross-validation inside the training patient. The test patient is never read.
 
 A fold hides slabs of the training patient: their voxels carry no label in training (255). The trained network is scored on the hidden
-slabs alone, in altered copies of the scan (another contrast phase, size, tilt and noise, fixed by seed), for what is asked of it is
+slabs alone, in altered copies of the scan (another contrast phase, size, tilt, noise and field of view, fixed by seed), for what is asked of it is
 another patient in another phase, not the same scan again.
 
     python benchmarks/demo_choice.py --case ct-a --fold 0 --name plain training.augment.contrast_phase=0.0
@@ -31,6 +31,7 @@ from homelib.run.train import fit
 
 SLAB_MM = 40.0  # four or more slabs a fold, each thicker than an aorta
 COPIES = 4
+FIELDS = ((0.0, 1.0), (0.0, 0.7), (0.3, 1.0), (0.15, 0.85))  # part of the body, from below, that a copy shows: another scan ends elsewhere
 ALTERED = AugmentConfig(contrast_phase=1.0, rotation_degrees=12, scaling=0.15, noise=0.04, intensity_shift=0.05)
 
 
@@ -41,7 +42,7 @@ def hidden_voxels(case: PreparedCase, fold: int) -> np.ndarray:
 
 
 def altered_copies(case: PreparedCase, hidden: np.ndarray) -> list[tuple[PreparedCase, np.ndarray]]:
-    """Copies of the case in other phases, sizes and tilts, with their hidden voxels."""
+    """Copies of the case in other phases, sizes, tilts and fields of view, with their hidden voxels."""
     manifest = load_manifest(case.case.manifest)
     transform = augmentation(manifest, case.image.shape, ALTERED, manifest.contrast_of(case.case.id))
     (low, high), copies = manifest.intensity_window, []
@@ -55,6 +56,8 @@ def altered_copies(case: PreparedCase, hidden: np.ndarray) -> list[tuple[Prepare
                 step.set_random_state(2000 + seed)
             done = step(done)
         label, image = done["label"][0].numpy(), done["image"][0].numpy() * (high - low) + low
+        bottom, top = (round(part * image.shape[2]) for part in FIELDS[seed % len(FIELDS)])
+        label, image = label[:, :, bottom:top], image[:, :, bottom:top]
         copies.append((replace(case, image=image, label=(label % 100).astype(np.uint8)), label >= 100))
     return copies
 

@@ -114,14 +114,13 @@ def predict(
 @app.command()
 def evaluate(folder: Folder) -> None:
     """Measure a run on the demo patient it never saw and on its own, beside baselines; writes metrics.csv."""
-    from .data.cases import DIRECTIONS, with_demo_cases
+    from .data.cases import with_demo_cases
     from .run.folder import Run
     from .study.comparison import measure
     from .study.demo_report import print_dice
 
     run = Run.open(folder)
-    direction = next((name for name, (letter, _) in DIRECTIONS.items() if run.settings.data.train_cases[0].endswith("-" + letter)), "a-to-c")
-    _, demo = with_demo_cases(run.settings, direction=direction)
+    _, demo = with_demo_cases(run.settings)  # all of the demo's cases; which are trained on and tested on stands in the run's settings
     measure(run, demo)
     print_dice(run, console)
 
@@ -188,4 +187,9 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"home: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if error.filename is None:
+            raise
+        print(f"home: {error.filename}: {error.strerror}. Choose another place, or make room there.", file=sys.stderr)
         sys.exit(2)

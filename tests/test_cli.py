@@ -13,6 +13,10 @@ import pytest
 
 from homelib import Settings, cli
 from homelib.data.demo import DemoData
+from homelib.data.prepare import prepare
+from homelib.run.checkpoint import trained_network
+from homelib.run.folder import Run
+from homelib.run.predict import predict_probabilities, to_native
 from homelib.study.workbook import Executed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +59,9 @@ def mistake(home):
 
 
 def python(code: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "200"})
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "200"}
+    )
 
 
 def test_help_answers_at_once_without_pytorch_or_monai():
@@ -146,7 +152,8 @@ def test_data_fetch_says_what_is_there_and_fails_where_it_is_not_real(home, monk
         (["--set", "training.steps=[1"], r"^--set: found 'training\.steps=\[1', whose value cannot be read"),
         (["--set", "training=3"], r"^training: no such field"),
         (["--set", "model.channels=[4, 4]"], r"^model\.channels"),
-        (["--set", "model.out_channels=3"], r"^model\.out_channels: found 3, expected 9"),
+        (["--set", "data.manifest=demo_us_phantom"], r"^data\.manifest: found 'demo_us_phantom', expected demo_ct"),
+        (["--set", "data.manifest=demo_cd"], r"demo_cd.*demo_ct"),
         (["--profile", "smok"], r"^profile: found 'smok'.*did you mean smoke\?"),
         (["--direction", "a-to-b"], r"^direction: found 'a-to-b', expected one of a-to-c, c-to-a"),
     ],
@@ -156,6 +163,14 @@ def test_wrong_training_is_refused_in_one_line_and_leaves_no_folder(mistake, tmp
     profile = [] if "--profile" in arguments else ["--profile", "smoke"]
     assert re.search(told, mistake("train", tmp_path / "run", *profile, *arguments))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(mistake, run, phantoms, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert mistake("train", file / "run", "--profile", "smoke").startswith(f"{file / 'run'}: Not a directory")
+    assert mistake("demo", "--profile", "smoke", "--out", file).startswith(f"{file}: File exists")
+    assert mistake("predict", run, phantoms["phantom-a"].image, "--out", file / "labels.nii.gz").startswith(f"{file}")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "tables"])
@@ -174,7 +189,9 @@ def test_a_demo_of_an_unknown_profile_is_refused_before_anything_is_fetched_or_r
 
 
 def test_a_demo_of_an_unknown_notebook_is_one_line(mistake, tmp_path):
-    assert mistake("demo", "--profile", "smoke", "--only", "99", "--out", tmp_path / "demo").startswith("notebooks: none begins with 99; there are 00_start_here")
+    assert mistake("demo", "--profile", "smoke", "--only", "99", "--out", tmp_path / "demo").startswith(
+        "notebooks: none begins with 99; there are 00_start_here"
+    )
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, 0), ("cell 3: ValueError: no [/such] thing", 1)], ids=["well", "failed"])
@@ -256,9 +273,18 @@ def test_predict_writes_labels_on_the_scans_own_grid(run, home, phantoms, tmp_pa
     assert labels.shape == data.shape == (48, 48, 45)
     np.testing.assert_allclose(labels.affine, affine, atol=1e-4)
     assert labels.get_data_dtype() == np.uint8
-    names = list(Settings.load(run / "settings.json").data.train_cases) and ("bone", "muscle", "liver", "spleen", "kidneys", "stomach", "aorta", "inferior_vena_cava")
+    names = ("bone", "muscle", "liver", "spleen", "kidneys", "stomach", "aorta", "inferior_vena_cava")
     counts = np.bincount(np.asarray(labels.dataobj).ravel(), minlength=9)
     assert "48x48x45 voxels; " + ", ".join(f"{name} {counts[i]}" for i, name in enumerate(names, start=1)) in out
+
+
+def test_predict_gives_the_labels_that_python_gives(run, home, phantoms, tmp_path):
+    status, _, err = home("predict", run, phantoms["phantom-a"].image, "--out", tmp_path / "labels.nii.gz")
+    assert status == 0, err
+    settings = Settings.load(run / "settings.json")
+    case = prepare(phantoms["phantom-a"], spacing_mm=settings.data.spacing_mm)
+    expected = to_native(predict_probabilities(trained_network(Run(run)), case, settings), case)
+    assert (np.asarray(nib.load(tmp_path / "labels.nii.gz").dataobj) == expected).all()
 
 
 def test_predict_refuses_what_is_no_scan(run, mistake, tmp_path):
@@ -278,7 +304,9 @@ def test_predict_leaves_an_existing_file_as_it_is(run, mistake, phantoms, tmp_pa
     out.write_text("mine")
     assert "exists already" in mistake("predict", run, phantoms["phantom-a"].image, "--out", out)
     assert out.read_text() == "mine"
-    assert mistake("predict", run, phantoms["phantom-a"].image, "--out", tmp_path / "labels.png").startswith("--out: found 'labels.png', expected a name that ends in .nii.gz")
+    assert mistake("predict", run, phantoms["phantom-a"].image, "--out", tmp_path / "labels.png").startswith(
+        "--out: found 'labels.png', expected a name that ends in .nii.gz"
+    )
 
 
 def test_predict_needs_a_trained_run(mistake, phantoms, tmp_path, smoke):

@@ -30,8 +30,10 @@ def with_demo_cases(settings: Settings, *, direction: str = "a-to-c", cache: Pat
         demo = fetch_demo(cache=cache)
     prefix = "ct" if "ct-a" in demo.cases else "phantom"
     train, test = (f"{prefix}-{letter}" for letter in DIRECTIONS[direction])
-    classes = len(load_manifest(settings.data.manifest).class_names)
-    return override(settings, {"data.train_cases": (train,), "data.test_cases": (test,), "model.out_channels": classes}), demo
+    manifest = load_manifest(settings.data.manifest)
+    if manifest.name != demo.cases[train].manifest:
+        raise UserError(f"data.manifest: found {settings.data.manifest!r}, expected {demo.cases[train].manifest}, the data set of the demo's patients.")
+    return override(settings, {"data.train_cases": (train,), "data.test_cases": (test,), "model.out_channels": len(manifest.class_names)}), demo
 
 
 def prepared(settings: Settings, demo: DemoData, which: str = "train") -> list[PreparedCase]:

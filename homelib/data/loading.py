@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from monai.transforms import (
+    BorderPadd,
     Compose,
     MapTransform,
     RandAdjustContrastd,
@@ -77,6 +78,8 @@ def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: Augme
         ScaleIntensityRanged("image", low, high, bottom, top, clip=True),
         SpatialPadd(both, patch_voxels),
     ]
+    if augment.overhang:
+        steps.append(BorderPadd(both, (0, 0, round(augment.overhang * patch_voxels[2]))))
     if augment.rotation_degrees or augment.scaling:
         turn = np.deg2rad(augment.rotation_degrees)
         span = (-augment.scaling, augment.scaling)

@@ -53,6 +53,10 @@ def test_changes_are_settings_by_dotted_name(tmp_path):
     assert demo.train_case.spacing_mm == (14, 14, 14)
 
 
+def test_the_number_of_classes_follows_the_data(tmp_path):
+    assert demo_run("smoke", folder=tmp_path, changes={"model.out_channels": 3}).settings.model.out_channels == 9
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -85,7 +89,16 @@ def test_its_dice_on_the_training_patient_joins_the_history(smoke_demo):
     assert history["step"].tolist() == [0, 1, 2, 3]
     assert history["training_patient_dice"].notna().tolist() == [False, True, False, True]  # validate_every is 2
     predicted = predict_probabilities(trained_network(smoke_demo.run), smoke_demo.train_case, smoke_demo.settings).argmax(0)
-    table = evaluate(predicted, smoke_demo.train_case.label, spacing_mm=(12, 12, 12), class_names=smoke_demo.class_names, case="", method="", label_origin="", metrics=("dice",))
+    table = evaluate(
+        predicted,
+        smoke_demo.train_case.label,
+        spacing_mm=(12, 12, 12),
+        class_names=smoke_demo.class_names,
+        case="",
+        method="",
+        label_origin="",
+        metrics=("dice",),
+    )
     assert history["training_patient_dice"].iloc[-1] == pytest.approx(table["value"].mean(), abs=1e-6)
 
 

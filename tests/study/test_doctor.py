@@ -64,5 +64,11 @@ def test_folders_are_the_ones_in_use(monkeypatch, tmp_path):
 def test_the_environment_is_one_line():
     line = environment_line()
     assert "\n" not in line
-    for part in (homelib.__version__, sys.version.split()[0], torch.__version__, resolve("auto"), "CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name(0)):
+    for part in (
+        homelib.__version__,
+        sys.version.split()[0],
+        torch.__version__,
+        resolve("auto"),
+        "CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name(0),
+    ):
         assert part in line

@@ -263,7 +263,9 @@ def test_utilisation_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("maps", "entropy"), [(np.full((4, 2, 2, 2), 0.25), 1.0), (np.eye(2).reshape(2, 1, 1, 2), 0.0), (np.ones((1, 2, 2, 2)), 0.0)], ids=["even", "hard", "one expert"]
+    ("maps", "entropy"),
+    [(np.full((4, 2, 2, 2), 0.25), 1.0), (np.eye(2).reshape(2, 1, 1, 2), 0.0), (np.ones((1, 2, 2, 2)), 0.0)],
+    ids=["even", "hard", "one expert"],
 )
 def test_entropy_runs_from_hard_to_even(maps, entropy):
     np.testing.assert_allclose(utilisation(maps)["entropy"], entropy, atol=1e-6)

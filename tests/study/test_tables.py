@@ -18,7 +18,18 @@ DICE = {  # method -> Dice by class; the kidneys are not in the reference
 def rows(dice: dict = DICE, *, role: str = "test", case: str = "ct-c", origin: str = "UNSTATED") -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"case": case, "method": method, "label_origin": origin, "class": name, "metric": "dice", "value": value, "unit": "1", "reference_voxels": VOXELS[name], "predicted_voxels": 7, "role": role}
+            {
+                "case": case,
+                "method": method,
+                "label_origin": origin,
+                "class": name,
+                "metric": "dice",
+                "value": value,
+                "unit": "1",
+                "reference_voxels": VOXELS[name],
+                "predicted_voxels": 7,
+                "role": role,
+            }
             for method, values in dice.items()
             for name, value in values.items()
         ]
@@ -31,7 +42,8 @@ def metrics() -> pd.DataFrame:
     test, train = rows(), rows({"MambaHoME": {"liver": 0.9, "spleen": 0.7, "kidneys": NAN, "aorta": 0.5}}, role="train", case="ct-a", origin="MODEL")
     distances = rows({"MambaHoME": {"liver": 3.0, "spleen": 9.0, "kidneys": 400.0, "aorta": 400.0}}).assign(metric="hd95", unit="mm")
     distances["predicted_voxels"] = [900, 100, 30, 0]
-    return pd.concat([test, distances, train], ignore_index=True)
+    nowhere = distances.iloc[:1].assign(**{"class": "stomach", "value": NAN, "reference_voxels": 0, "predicted_voxels": 0})
+    return pd.concat([test, distances, nowhere, train], ignore_index=True)
 
 
 def test_dice_is_in_percent_by_class_and_method_in_the_order_of_the_rows(metrics):
@@ -78,10 +90,10 @@ def test_reference_voxels_are_whole_numbers_with_their_sum(metrics):
 
 def test_distances_count_missed_and_spurious_structures(metrics):
     table = distance_table(metrics, role="test")
-    assert table["HD95 mm"].to_dict() == {"liver": 3.0, "spleen": 9.0, "kidneys": 400.0, "aorta": 400.0}
-    assert table["missed"].to_dict() == {"liver": False, "spleen": False, "kidneys": False, "aorta": True}
-    assert table["spurious"].to_dict() == {"liver": False, "spleen": False, "kidneys": True, "aorta": False}
-    assert table["predicted_voxels"].tolist() == [900, 100, 30, 0]
+    assert table["HD95 mm"].dropna().to_dict() == {"liver": 3.0, "spleen": 9.0, "kidneys": 400.0, "aorta": 400.0}
+    assert table["missed"].to_dict() == {"liver": False, "spleen": False, "kidneys": False, "aorta": True, "stomach": False}
+    assert table["spurious"].to_dict() == {"liver": False, "spleen": False, "kidneys": True, "aorta": False, "stomach": False}
+    assert table["predicted_voxels"].tolist() == [900, 100, 30, 0, 0]
 
 
 def test_means_by_role_case_and_method(metrics):

@@ -47,7 +47,12 @@ def shelf(tmp_path, monkeypatch):
 
 
 def test_parameters_are_literals_by_name(tmp_path):
-    assert parameters_of(write(tmp_path / "10.ipynb", "other = 1", parameters=PARAMETERS)) == {"profile": "laptop", "folder": "", "steps": [1, -2.5], "changes": {"a.b": None}}
+    assert parameters_of(write(tmp_path / "10.ipynb", "other = 1", parameters=PARAMETERS)) == {
+        "profile": "laptop",
+        "folder": "",
+        "steps": [1, -2.5],
+        "changes": {"a.b": None},
+    }
 
 
 @pytest.mark.parametrize("text", ["import os", "a = 1 + b", "a = int('3')", "a, b = 1, 2", "a =", "print(1)", "a: int = 1", "a += 1"])
