@@ -8,8 +8,10 @@ import hashlib
 import itertools
 import logging
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from ..errors import UserError
 from ..paths import cache_dir, written_whole
 from .manifest import Case, Manifest, load_manifest
 
+VERSION = 1  # to be raised with every change of what is prepared, so that nothing stale is read from a cache
 MARGIN_VOXELS = 2  # left around the body
 APART_MM = 0.1  # that an image and its label may lie apart, at any corner
 
@@ -118,19 +121,28 @@ def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None,
     spacing_mm = tuple(spacing_mm or manifest.spacing_mm)
     folder = cache or cache_dir() / "prepared"
     kept = folder / f"{case.id}-{_fingerprint(case, manifest, spacing_mm)}.npz"
-    if not kept.exists():
+    arrays = _read(kept)
+    if arrays is None:
         arrays = _prepare(case, manifest, spacing_mm)
         with written_whole(kept) as part:
             np.savez_compressed(part, **arrays)
-    with np.load(kept) as arrays:
-        return PreparedCase(
-            case=case,
-            image=arrays["image"],
-            label=arrays["label"] if "label" in arrays else None,
-            affine=arrays["affine"],
-            native_shape=tuple(arrays["native_shape"].tolist()),
-            native_affine=arrays["native_affine"],
-        )
+    return PreparedCase(
+        case=case,
+        image=arrays["image"],
+        label=arrays.get("label"),
+        affine=arrays["affine"],
+        native_shape=tuple(arrays["native_shape"].tolist()),
+        native_affine=arrays["native_affine"],
+    )
+
+
+def _read(kept: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a cached file; None where there is none, or it is damaged: it is then made again."""
+    try:
+        with np.load(kept) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error):
+        return None
 
 
 def _prepare(case: Case, manifest: Manifest, spacing_mm: tuple[float, ...]) -> dict[str, np.ndarray]:
@@ -166,9 +178,9 @@ def _low_pass(image: MetaTensor, spacing_mm: tuple[float, ...]) -> MetaTensor:
 
 
 def _fingerprint(case: Case, manifest: Manifest, spacing_mm: tuple[float, ...]) -> str:
-    """Of all that the result depends on: the files (place, size, time), classes, window and spacing."""
+    """Of all that the result depends on: this code's version, the files (place, size, time), classes, window and spacing."""
     files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in (case.image, case.label) if f and f.exists()]
-    told = repr((files, manifest.classes, manifest.intensity_window, spacing_mm, MARGIN_VOXELS))
+    told = repr((VERSION, files, manifest.classes, manifest.intensity_window, spacing_mm, MARGIN_VOXELS))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

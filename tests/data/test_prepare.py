@@ -247,6 +247,28 @@ def test_a_changed_image_or_label_is_prepared_anew(files, prepared_at, counted):
     assert 3 not in fewer.label
 
 
+DAMAGES = {"empty": lambda whole: b"", "cut off": lambda whole: whole[: len(whole) // 2], "other": lambda whole: b"no archive at all"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_cache_is_prepared_anew(damage, files, prepared_at, counted, tmp_path):
+    case = files.write()
+    first = prepared_at(case, 12.0)
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(damage(kept.read_bytes()))
+    np.testing.assert_array_equal(prepared_at(case, 12.0).image, first.image)
+    prepared_at(case, 12.0)
+    assert len(counted) == 2
+
+
+def test_another_version_of_the_preparation_prepares_anew(files, prepared_at, counted, monkeypatch):
+    case = files.write()
+    prepared_at(case, 12.0)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    prepared_at(case, 12.0)
+    assert len(counted) == 2
+
+
 def test_another_spacing_is_prepared_anew(files, prepared_at, counted):
     case = files.write()
     assert [prepared_at(case, spacing).spacing_mm for spacing in (12.0, 13.0, 12.0)] == [(12.0,) * 3, (13.0,) * 3, (12.0,) * 3]
