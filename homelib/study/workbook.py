@@ -76,10 +76,8 @@ def run_notebook(notebook: Path, out: Path, parameters: Mapping[str, Any], *, lo
     values = out.with_suffix(".parameters.yaml")
     values.write_text(yaml.safe_dump(dict(parameters)))
     command = [sys.executable, "-m", "papermill", str(notebook), str(out), "-k", "python3", "-f", str(values), "--no-progress-bar", "--log-level", "WARNING"]
-    # A waiting thread that spins takes the core from whatever else runs: beside other programs a step took 2.2 times as long.
-    environment = (
-        {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    )
+    # A thread that waits for work spins a little, then sleeps: see the Makefile
+    environment = {"GOMP_SPINCOUNT": "10000"} | os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     with open(log, "a") as stream:
         status = subprocess.run(command, stdout=stream, stderr=stream, env=environment, check=False).returncode
     values.unlink()
