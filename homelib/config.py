@@ -151,8 +151,8 @@ def paper() -> Settings:
 def laptop() -> Settings:
     """A network of 3 million parameters that learns the demo task on two cores in minutes.
 
-    Learning rate and class balance were chosen by how fast the training patient is learnt. `overhang` came after a first look at the
-    test patient: the network had learnt by heart how high each organ lies in a patch. benchmarks/demo_choice.py asks for both inside the
+    Learning rate and class balance were chosen by how fast the training patient is learnt. `overhang` and the thin
+    patch came after a look at the test patient: the network had learnt by heart how high each organ lies in a patch. benchmarks/demo_choice.py asks for both inside the
     training patient.
     """
     augment = AugmentConfig(
