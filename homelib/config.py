@@ -151,9 +151,9 @@ def paper() -> Settings:
 def laptop() -> Settings:
     """A network of 3 million parameters that learns the demo task on two cores in minutes.
 
-    Learning rate and class balance were chosen by how fast the training patient is learnt. `overhang` and the thin
-    patch came after a look at the test patient: the network had learnt by heart how high each organ lies in a patch. benchmarks/demo_choice.py asks for both inside the
-    training patient.
+    Learning rate and class balance were chosen by how fast the training patient is learnt. `overhang` and the thin patch came after a
+    look at the test patient: the network had learnt by heart how high each organ lies in a patch. benchmarks/demo_choice.py is there
+    to measure such choices inside the training patient.
     """
     augment = AugmentConfig(
         contrast_phase=0.8, overhang=0.4, rotation_degrees=10, scaling=0.15, intensity_shift=0.1, gamma=0.3, noise=0.05, smoothing_voxels=1.0
