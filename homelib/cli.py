@@ -75,10 +75,11 @@ def train(folder: Folder, profile: Profile = "laptop", direction: Direction = "a
     Example: home train runs/mine --profile laptop --set training.steps=100
     """
     from .config import override, preset
-    from .data.cases import prepared, with_demo_cases
+    from .data.cases import demo_data, prepared, with_demo_cases
     from .run.train import fit
 
-    settings, demo = with_demo_cases(override(preset(profile), parse_changes(set)), direction=direction)
+    demo = demo_data(preset(profile).profile)
+    settings = override(with_demo_cases(preset(profile), demo, direction=direction), parse_changes(set))
     console.print(demo.message, highlight=False, markup=False)
     run = fit(settings, prepared(settings, demo), folder)
     console.print(f"{run.folder}: {len(run.history)} steps, last loss {run.history['loss'].iloc[-1]:.3f}. Next: home evaluate {run.folder}")
@@ -114,14 +115,13 @@ def predict(
 @app.command()
 def evaluate(folder: Folder) -> None:
     """Measure a run on the demo patient it never saw and on its own, beside baselines; writes metrics.csv."""
-    from .data.cases import with_demo_cases
+    from .data.cases import demo_data
     from .run.folder import Run
     from .study.comparison import measure
     from .study.demo_report import print_dice
 
     run = Run.open(folder)
-    _, demo = with_demo_cases(run.settings)  # all of the demo's cases; which are trained on and tested on stands in the run's settings
-    measure(run, demo)
+    measure(run, demo_data(run.settings.profile))
     print_dice(run, console)
 
 

@@ -69,6 +69,7 @@ class AugmentConfig(_Frozen):
     """Random changes of a training patch. Zero switches one off."""
 
     contrast_phase: float = Field(0.0, ge=0, le=1, description="probability of another contrast phase, by the manifest's contrast_ranges")
+    class_centred: float = Field(0.0, ge=0, le=1, description="probability that a patch is centred on a voxel of a class drawn at random")
     overhang: float = Field(0.0, ge=0, lt=1, description="part of a patch that may lie beyond the scan's lower or upper end, as if the scan ended there")
     rotation_degrees: float = Field(0.0, ge=0, le=180)
     scaling: float = Field(0.0, ge=0, lt=1, description="scale factor drawn from 1 - s to 1 + s")
@@ -88,6 +89,7 @@ class TrainingConfig(_Frozen):
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float | None = None
     class_balance: float = Field(0.0, ge=0, le=1, description="cross-entropy weighs a class by its frequency to minus this; the paper: 0")
+    batch_dice: bool = Field(False, description="one Dice a class over all patches of a batch, instead of one a patch")
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # the paper trains in float32
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -161,7 +163,7 @@ def laptop() -> Settings:
     return Settings(
         profile="laptop",
         model=ModelConfig(out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)),
-        data=DataConfig(train_cases=("ct-a",), test_cases=("ct-c",), spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 32)),
+        data=DataConfig(spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 32)),
         training=TrainingConfig(
             steps=400, batch_size=2, learning_rate=1e-2, weight_decay=1e-2, warmup_steps=20, clip_norm=1.0, class_balance=0.8, augment=augment
         ),
@@ -183,7 +185,7 @@ def smoke() -> Settings:
             slots_per_expert=2,
             state_dim=4,
         ),
-        data=DataConfig(train_cases=("phantom-a",), test_cases=("phantom-c",), spacing_mm=(12.0, 12.0, 12.0), patch_voxels=(32, 32, 32)),
+        data=DataConfig(spacing_mm=(12.0, 12.0, 12.0), patch_voxels=(32, 32, 32)),
         training=TrainingConfig(steps=4, batch_size=1, learning_rate=2e-3, validate_every=2, augment=AugmentConfig(contrast_phase=0.5, rotation_degrees=10)),
     )
 

@@ -84,7 +84,7 @@ def test_a_wrong_field_is_one_line_with_its_dotted_name(make, said):
 
 def test_a_test_case_is_never_trained_on():
     with pytest.raises(UserError, match=r"^data\.train_cases and data\.test_cases share ct-c;"):
-        override(preset("laptop"), {"data.train_cases": ["ct-a", "ct-c"]})
+        override(preset("laptop"), {"data.train_cases": ["ct-a", "ct-c"], "data.test_cases": ["ct-c"]})
 
 
 def test_settings_do_not_change_once_made():

@@ -13,6 +13,7 @@ from monai.transforms import (
     MapTransform,
     RandAdjustContrastd,
     RandAffined,
+    RandCropByLabelClassesd,
     RandGaussianNoised,
     RandGaussianSmoothd,
     RandomizableTransform,
@@ -64,11 +65,12 @@ class Patches:
         transform = self.transforms[index].set_random_state(int(rng.integers(2**32)))
         case = self.cases[index]
         done = transform({"image": case.image[None], "label": case.label[None]})
+        done = done[0] if isinstance(done, list) else done  # MONAI's class-centred crop makes a list of one
         return done["image"].float(), done["label"].long()
 
 
 def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: AugmentConfig, contrast_ranges: dict[str, Range]) -> Compose:
-    """The transforms of a training patch, in order: contrast phase (in HU), window, crop, affine, then intensity in the unit range."""
+    """The transforms of a training patch, in order: contrast phase (in HU), window, affine, crop, then intensity in the unit range."""
     both, (low, high), (bottom, top) = ["image", "label"], manifest.intensity_window, manifest.intensity_range
     steps: list = []
     if augment.contrast_phase:
@@ -84,7 +86,7 @@ def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: Augme
         turn = np.deg2rad(augment.rotation_degrees)
         span = (-augment.scaling, augment.scaling)
         steps.append(RandAffined(both, prob=1.0, rotate_range=(turn,) * 3, scale_range=(span,) * 3, mode=("bilinear", "nearest"), padding_mode="zeros"))
-    steps.append(RandSpatialCropd(both, patch_voxels, random_size=False))
+    steps.append(_crop(patch_voxels, augment.class_centred, len(manifest.class_names)))
     if augment.smoothing_voxels:
         sigma = (0.1, augment.smoothing_voxels)
         steps.append(RandGaussianSmoothd("image", sigma, sigma, sigma, prob=0.3))
@@ -95,6 +97,15 @@ def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: Augme
     if augment.noise:
         steps.append(RandGaussianNoised("image", prob=0.5, std=augment.noise))
     return Compose([*steps, ToTensord(both, track_meta=False)])
+
+
+def _crop(patch_voxels: Sequence[int], class_centred: float, classes: int) -> MapTransform:
+    """Anywhere, or, with probability `class_centred`, around a voxel of a class drawn at random (moved inside the volume where it would reach out)."""
+    both = ["image", "label"]
+    if not class_centred:
+        return RandSpatialCropd(both, patch_voxels, random_size=False)
+    ratios = [max(1 - class_centred, 1e-6)] + [class_centred / (classes - 1)] * (classes - 1)  # a patch without any class is still cut somewhere
+    return RandCropByLabelClassesd(both, "label", patch_voxels, ratios=ratios, num_classes=classes, num_samples=1, warn=False)
 
 
 class RandContrastPhased(RandomizableTransform, MapTransform):

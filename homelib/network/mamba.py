@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .scan import selective_scan
+from .scan import known, selective_scan
 
 
 class MambaMixer(nn.Module):
@@ -31,7 +31,7 @@ class MambaMixer(nn.Module):
     def __init__(self, channels: int, *, state_dim: int = 16, conv_width: int = 4, expand: int = 2, backend: str = "auto"):
         super().__init__()
         inner, rank = expand * channels, math.ceil(channels / 16)
-        self.backend, self.splits = backend, (rank, state_dim, state_dim)
+        self.backend, self.splits = known(backend), (rank, state_dim, state_dim)
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, padding=conv_width - 1)
         self.x_proj = nn.Linear(inner, rank + 2 * state_dim, bias=False)

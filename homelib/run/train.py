@@ -63,7 +63,7 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
     try:
         for step in tqdm(range(len(history), config.steps), initial=len(history), total=config.steps, desc=run.name, disable=not progress, mininterval=10):
             rate = schedule.get_last_lr()[0]
-            loss = train_step(fabric, network, optimizer, patches.batch(step, config.batch_size), clip_norm=config.clip_norm, class_weights=weights)
+            loss = train_step(fabric, network, optimizer, patches.batch(step, config.batch_size), config, weights)
             with warnings.catch_warnings():  # the first optimizer step is taken inside Fabric's wrapper, which the schedule does not see
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                 schedule.step()
@@ -88,24 +88,23 @@ def train_step(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: tuple[Tensor, Tensor],
-    *,
-    clip_norm: float | None,
+    config: TrainingConfig,
     class_weights: Tensor | None = None,
 ) -> float:
     """One step on images and labels (B, 1, D, H, W); the loss. Raises UserError when it is not finite."""
     image, label = fabric.to_device(batch)
-    loss = segmentation_loss(network(image.to(memory_format=LAYOUT)), label, class_weights)
+    loss = segmentation_loss(network(image.to(memory_format=LAYOUT)), label, class_weights, batch_dice=config.batch_dice)
     if not torch.isfinite(loss):
         raise UserError(f"loss: found {loss.item()} in training, expected a number. Lower training.learning_rate, or set training.clip_norm (1.0, say).")
     fabric.backward(loss)
-    if clip_norm is not None:
-        fabric.clip_gradients(network, optimizer, max_norm=clip_norm)
+    if config.clip_norm is not None:
+        fabric.clip_gradients(network, optimizer, max_norm=config.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item()
 
 
-def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | None = None, *, batch_dice: bool = False) -> Tensor:
     """Dice (MONAI) + cross-entropy, over the voxels whose label is not 255.
 
     An ignored voxel has no gradient and adds nothing to the loss; where all are ignored the loss is 0.
@@ -114,12 +113,13 @@ def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | Non
         logits: (B, classes, D, H, W).
         label: (B, 1, D, H, W) class indices.
         class_weights: (classes,) of the cross-entropy; None weighs every voxel alike, as the paper does.
+        batch_dice: one Dice a class over the batch, so that a class which a patch happens to lack costs it nothing.
     """
     logits, keep = logits.float(), label != IGNORE
     if not keep.any():
         return 0 * logits.sum()
     target = F.one_hot(label.masked_fill(~keep, 0)[:, 0], logits.shape[1]).movedim(-1, 1)
-    dice = DiceLoss()(logits.softmax(1) * keep, target * keep)
+    dice = DiceLoss(batch=batch_dice)(logits.softmax(1) * keep, target * keep)
     return dice + F.cross_entropy(logits, label[:, 0], weight=class_weights, ignore_index=IGNORE)
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from ..data.cases import prepared
+from ..data.cases import the_one
 from ..data.demo import DemoData
 from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase, read_label, read_volume
@@ -23,7 +23,7 @@ def measure(run: Run, demo: DemoData) -> pd.DataFrame:
         was trained on, "test" for the one it never saw. Baselines are measured on the test patient, in Dice alone.
     """
     settings = run.settings
-    (train,), (test,) = (prepared(settings, demo, role) for role in ("train", "test"))
+    train, test = (the_one(settings, demo, role) for role in ("train", "test"))
     network = trained_network(run)
     rule = ThresholdAndPosition.fit(train, settings.model.out_channels)
     tables = []

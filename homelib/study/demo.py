@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..config import Settings, override, preset
-from ..data.cases import prepared, with_demo_cases
+from ..data.cases import demo_data, the_one, with_demo_cases
 from ..data.demo import DemoData
 from ..data.manifest import Manifest, load_manifest
 from ..data.prepare import PreparedCase
@@ -54,9 +54,9 @@ def demo_run(profile: str, direction: str = "a-to-c", *, folder: str | Path = ""
         folder: of the demo; empty is `runs/demo`. The run lies in `folder/training/<profile>-<direction>`.
         changes: settings by dotted name. An unknown one is an error.
     """
-    settings = override(preset(profile), changes or {})
-    settings, data = with_demo_cases(settings, direction=direction)
-    (train,), (test,) = (prepared(settings, data, role) for role in ("train", "test"))
+    data = demo_data(preset(profile).profile)
+    settings = override(with_demo_cases(preset(profile), data, direction=direction), changes or {})
+    train, test = (the_one(settings, data, role) for role in ("train", "test"))
     run = Run(Path(folder or runs_dir() / "demo") / "training" / f"{profile}-{direction}")
     return DemoRun(settings, run, data, train, test)
 

@@ -22,6 +22,12 @@ PLANES = {  # plane -> (fixed axis, letters at left, right, top, bottom)
 }
 
 
+def class_colours(classes: int) -> list:
+    """A colour a class, background first; beyond the first eleven, as many as asked around the colour wheel."""
+    more = max(0, classes - len(CLASS_COLOURS))
+    return [*CLASS_COLOURS, *plt.get_cmap("hsv")(np.linspace(0, 1, more, endpoint=False))][:classes]
+
+
 def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
     """One slice, rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
     fixed = PLANES[plane][0]
@@ -59,7 +65,7 @@ def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_m
     """Class colours over a slice; the background is left clear."""
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(label, plane, index)
-    colours = ListedColormap(CLASS_COLOURS[:classes])
+    colours = ListedColormap(class_colours(classes))
     ax.imshow(
         np.ma.masked_equal(picture, 0),
         aspect=up / across,
@@ -71,7 +77,8 @@ def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_m
 
 
 def class_legend(figure: Figure, class_names: Sequence[str]) -> None:
-    patches = [Patch(color=CLASS_COLOURS[i], label=name.replace("_", " ")) for i, name in enumerate(class_names) if i]
+    colours = class_colours(len(class_names))
+    patches = [Patch(color=colours[i], label=name.replace("_", " ")) for i, name in enumerate(class_names) if i]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
 
 
@@ -295,14 +302,15 @@ def story(
     """One slice in a row: the scan, its reference, the prediction, and the weight of the two experts that differ most over it."""
     index = best_slices(reference)[plane]
     spread = [slice_of(m, plane, index).std() for m in maps]
-    figure, axes = plt.subplots(1, 5, figsize=(15, 3.6), layout="constrained")
+    shown = np.argsort(spread)[::-1][:2]
+    figure, axes = plt.subplots(1, 3 + len(shown), figsize=(3 * (3 + len(shown)), 3.6), layout="constrained")
     place = {"spacing_mm": spacing_mm}
     for ax, name, label in zip(axes, ("scan", "reference", "prediction"), (None, reference, prediction), strict=False):
         show_slice(ax, image, plane, index, limits=limits, bar=label is None, **place)
         if label is not None:
             show_label(ax, label, plane, index, classes=len(class_names), **place)
         ax.set_title(name, fontsize=10)
-    for ax, expert in zip(axes[3:], np.argsort(spread)[::-1][:2], strict=True):
+    for ax, expert in zip(axes[3:], shown, strict=True):
         show_slice(ax, image, plane, index, limits=limits, bar=False, **place)
         show_slice(ax, maps[expert], plane, index, limits=(0, 1), cmap="magma", alpha=0.75, bar=False, **place)
         ax.set_title(f"weight of expert {expert}", fontsize=10)

@@ -108,6 +108,27 @@ def test_image_and_label_turn_together(prepared):
         assert liver.sum() > 100
 
 
+def test_a_class_centred_patch_lies_around_a_voxel_of_a_class_each_as_often(prepared):
+    """Eight lone voxels of eight classes in a wide background: a patch anywhere meets few of them, a centred one has its own in the middle."""
+    shape, size = (60, 60, 60), (9, 9, 9)
+    label = np.zeros(shape, np.uint8)
+    for index in range(8):
+        label[15 + 30 * (index >> 2), 15 + 30 * (index >> 1 & 1), 15 + 30 * (index & 1)] = index + 1
+    wide = replace(prepared, image=np.zeros(shape, np.float32), label=label)
+    centred, half = (patches([wide], AugmentConfig(class_centred=p), size=size) for p in (1.0, 0.5))
+    middle = [centred.patch(step, 0)[1][0, 4, 4, 4].item() for step in range(160)]
+    assert min(np.bincount(middle, minlength=9)[1:]) >= 8  # 20 each
+    assert middle.count(0) == 0
+    found = [half.patch(step, 0)[1].any().item() for step in range(200)]
+    assert 70 <= sum(found) <= 130
+
+
+def test_a_class_centred_patch_of_a_case_without_any_class_is_cut_somewhere(prepared):
+    bare = replace(prepared, label=np.zeros_like(prepared.label))
+    _, label = patches([bare], AugmentConfig(class_centred=1.0)).batch(0, 2)
+    assert label.unique().tolist() == [0]
+
+
 def test_ignored_voxels_stay_ignored(prepared):
     hidden = prepared.label.copy()
     hidden[:, :, : hidden.shape[2] // 2] = IGNORE

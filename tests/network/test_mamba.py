@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from homelib import MambaMixer
+from homelib import MambaMixer, UserError
 
 
 def test_a_token_sees_nothing_that_comes_after_it():
@@ -43,3 +43,8 @@ def test_bfloat16_autocast_is_close_to_float32():
     exact = mixer(x)
     assert y.dtype == torch.bfloat16
     assert (y - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_wrong_backend_is_found_when_the_network_is_built():
+    with pytest.raises(UserError, match=r"^backend: found 'numbra', expected 'auto' or one of .*Did you mean 'numba'\?$"):
+        MambaMixer(8, backend="numbra")

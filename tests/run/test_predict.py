@@ -9,6 +9,7 @@ import torch
 
 from homelib.config import override
 from homelib.data.manifest import load_manifest
+from homelib.run import predict
 from homelib.run.predict import one_hot, predict_probabilities, save_label, to_native
 
 MANIFEST = load_manifest("demo_ct")
@@ -47,14 +48,14 @@ def test_overlapping_windows_are_blended(telling, smoke):
         logits[:, 1, :8], logits[:, 2, 8:] = 5.0, 5.0
         return logits
 
-    def predict(**prediction):
+    def predicted(**prediction):
         settings = override(smoke, {"data.patch_voxels": (16, 32, 32)} | {f"prediction.{name}": value for name, value in prediction.items()})
         case = replace(telling, image=np.zeros((32, 32, 32), np.float32))
         return predict_probabilities(halves, case, settings)[:, :, 16, 16]
 
-    apart = predict(overlap=0.0)
+    apart = predicted(overlap=0.0)
     assert apart.argmax(0).tolist() == [1] * 8 + [2] * 8 + [1] * 8 + [2] * 8
-    constant, gaussian = predict(overlap=0.5, blend="constant"), predict(overlap=0.5, blend="gaussian")
+    constant, gaussian = predicted(overlap=0.5, blend="constant"), predicted(overlap=0.5, blend="gaussian")
     np.testing.assert_allclose(constant[1, 8:24], constant[2, 8:24], atol=1e-5)  # two windows, one for each class
     assert gaussian[2, 8] > 0.9  # the middle of the first window, the rim of the second
 
@@ -65,6 +66,40 @@ def test_an_oracle_scores_high_on_the_files_own_grid(telling, smoke, phantoms):
     for name in ("liver", "spleen", "stomach"):  # 12 mm from 7 mm: measured 0.94, 0.91, 0.91
         P, R = (volume == MANIFEST.class_names.index(name) for volume in (predicted, reference))
         assert 2 * (P & R).sum() / (P.sum() + R.sum()) > 0.88, name
+
+
+def turned(case, order, signs):
+    """The case on a native grid of 1.5 x 2 x 4 mm whose axes are those of the prepared one in another order and direction."""
+    affine = np.zeros((4, 4))
+    for native, (prepared_axis, sign, step) in enumerate(zip(order, signs, (1.5, 2, 4), strict=True)):
+        affine[prepared_axis, native] = sign * step
+    affine[:3, 3] = case.affine[:3, 3] + np.where(affine[:3, :3].sum(1) < 0, 12 * np.array(case.image.shape), 0) - 7.3
+    affine[3, 3] = 1
+    return replace(case, native_shape=(300, 200, 101), native_affine=affine)
+
+
+@pytest.mark.parametrize(("order", "signs"), [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 0, 2), (-1, -1, 1))], ids=str)
+def test_axis_by_axis_and_slab_by_slab_is_what_monai_interpolates(order, signs, telling, monkeypatch):
+    case = turned(telling, order, signs)
+    probabilities = torch.randn(9, *telling.image.shape, generator=torch.Generator().manual_seed(0)).mul(2).softmax(0).numpy()
+    monkeypatch.setattr(predict, "SLAB_VOXELS", 200 * 101 * 70)  # four slabs and a bit
+    ours = to_native(probabilities, case)
+    monkeypatch.setattr(predict, "SHEAR_VOXELS", -1)  # now every grid goes the general way, by MONAI
+    general = to_native(probabilities, case)
+    assert (ours != 0).mean() > 0.02
+    assert (ours != general).mean() < 1e-4  # two classes within rounding of each other
+
+
+def test_a_sheared_grid_goes_the_general_way(telling):
+    case = turned(telling, (0, 1, 2), (1, 1, 1))
+    sheared = case.native_affine.copy()
+    sheared[1, 2] = 0.8  # a tilted gantry: rows move by 0.8 mm a slice
+    case = replace(case, native_affine=sheared)
+    found = to_native(one_hot(telling.label, 9), case)
+    at = np.linalg.solve(case.affine, sheared @ np.array([150, 100, 50, 1]))[:3]  # a voxel by hand: the nearest prepared one's class
+    near = telling.label[tuple(slice(int(np.floor(a)), int(np.floor(a)) + 2) for a in at)]
+    assert found[150, 100, 50] in near
+    assert (found != to_native(one_hot(telling.label, 9), replace(case, native_affine=turned(telling, (0, 1, 2), (1, 1, 1)).native_affine))).mean() > 0.01
 
 
 def test_outside_the_prepared_box_is_background(telling):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 
 from homelib import UserError
@@ -241,6 +242,17 @@ def test_the_loss_by_hand():
     assert segmentation_loss(logits, label, torch.tensor([1.0, 3.0])).item() == pytest.approx(1 - dice + weighted, rel=1e-4)
 
 
+def test_batch_dice_takes_a_class_over_all_patches():
+    """Class 1 is in the second patch alone. Over the batch it is half found; patch by patch, it is wholly missed in the first."""
+    logits = 20 * F.one_hot(torch.tensor([[0, 1], [1, 1]]), 2).float().mT.reshape(2, 2, 1, 1, 2)  # sure of 0 1 and of 1 1
+    label = torch.tensor([[0, 0], [1, 1]]).view(2, 1, 1, 1, 2)
+    entropy = F.cross_entropy(logits, label[:, 0])
+    apart = ((2 / 3) + 0 + 1 + 1) / 4  # Dice of patch 1 in classes 0 and 1, then of patch 2, where class 0 is nowhere
+    together = (2 / 3 + 4 / 5) / 2
+    assert segmentation_loss(logits, label).item() == pytest.approx(1 - apart + entropy.item(), abs=1e-3)
+    assert segmentation_loss(logits, label, batch_dice=True).item() == pytest.approx(1 - together + entropy.item(), abs=1e-3)
+
+
 def test_an_ignored_voxel_has_no_gradient_and_no_say():
     logits, label = torch.randn(2, 4, 5, 6, 7, requires_grad=True), torch.randint(0, 4, (2, 1, 5, 6, 7))
     ignored = torch.rand(label.shape) < 0.4
@@ -308,6 +320,6 @@ def test_a_step_follows_the_gradient_and_a_clipped_one_no_farther_than_the_norm(
         with torch.no_grad():
             for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
                 parameter -= factor * gradient
-        assert train_step(fabric, wrapped, optimizer, batch, clip_norm=clip_norm) == pytest.approx(loss.item(), rel=1e-5)
+        assert train_step(fabric, wrapped, optimizer, batch, TrainingConfig(clip_norm=clip_norm)) == pytest.approx(loss.item(), rel=1e-5)
         for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -53,8 +53,33 @@ def test_changes_are_settings_by_dotted_name(tmp_path):
     assert demo.train_case.spacing_mm == (14, 14, 14)
 
 
-def test_the_number_of_classes_follows_the_data(tmp_path):
-    assert demo_run("smoke", folder=tmp_path, changes={"model.out_channels": 3}).settings.model.out_channels == 9
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
+def test_the_number_of_classes_follows_the_data(profile, tmp_path):
+    assert demo_run(profile, folder=tmp_path).settings.model.out_channels == 9
+
+
+def test_what_a_user_sets_wins_over_the_direction(tmp_path):
+    swapped = demo_run("smoke", folder=tmp_path, changes={"data.train_cases": ["phantom-c"], "data.test_cases": ["phantom-a"]})
+    assert ids(swapped) == ("phantom-c", "phantom-a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data.train_cases": ["phantom-c"]}, r"^data\.train_cases and data\.test_cases share phantom-c;"),
+        ({"data.test_cases": ["ct-a"]}, r"^data\.test_cases: found 'ct-a', expected one of phantom-a, phantom-c\.$"),
+        ({"data.test_cases": []}, r"^data\.test_cases: found 0 cases \(none\), expected one patient in the demo\.$"),
+        ({"data.manifest": "demo_mr_spine"}, r"^data\.manifest: found 'demo_mr_spine', expected demo_ct, the data set of phantom-a\.$"),
+    ],
+)
+def test_cases_that_the_demo_cannot_take_are_named(changes, told, tmp_path):
+    with pytest.raises(UserError, match=told):
+        demo_run("smoke", folder=tmp_path, changes=changes)
+
+
+def test_a_number_of_classes_that_is_not_the_datas_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^model\.out_channels: found 3, expected 9"):
+        trained(demo_run("smoke", folder=tmp_path, changes={"model.out_channels": 3}), progress=False)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from homelib.view import plots
 
@@ -388,3 +388,15 @@ def test_every_figure_function_is_tested_here():
     with open(__file__, encoding="utf-8") as text:
         tested = text.read()
     assert {name for name in public if f"plots.{name}(" not in tested} == set()
+
+
+def test_thirty_classes_have_thirty_colours_and_few_keep_theirs():
+    many = plots.class_colours(30)
+    assert len({to_hex(colour) for colour in many}) == 30
+    assert many[:11] == plots.CLASS_COLOURS
+    assert plots.class_colours(3) == plots.CLASS_COLOURS[:3]
+
+
+def test_the_story_of_one_expert_shows_that_one(image, label):
+    figure = plots.story(image, label, label, np.ones((1, *label.shape)), spacing_mm=SPACING_MM, limits=(-175, 250), class_names=NAMES, title="")
+    assert [ax.get_title() for ax in figure.axes[:4]] == ["scan", "reference", "prediction", "weight of expert 0"]

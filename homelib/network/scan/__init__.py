@@ -57,14 +57,19 @@ def selective_scan(
 def resolve(backend: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """Name of the backend that `backend` stands for: "auto" is numba on a CPU (it keeps float32 states, so not for float64), else blocked."""
     fits_numba = device == "cpu" and dtype != torch.float64
-    if backend == "auto":
+    if known(backend) == "auto":
         return "numba" if fits_numba else "blocked"
-    if backend not in BACKENDS:
+    if backend == "numba" and not fits_numba:
+        raise UserError(f"backend: found 'numba' for {dtype} on {device}, expected float32, float16 or bfloat16 on a cpu. Take 'auto' or 'blocked'.")
+    return backend
+
+
+def known(backend: str) -> str:
+    """The name itself. Raises UserError where no backend bears it."""
+    if backend not in ("auto", *BACKENDS):
         near = difflib.get_close_matches(backend, BACKENDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"backend: found {backend!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}.{hint}")
-    if backend == "numba" and not fits_numba:
-        raise UserError(f"backend: found 'numba' for {dtype} on {device}, expected float32, float16 or bfloat16 on a cpu. Take 'auto' or 'blocked'.")
     return backend
 
 

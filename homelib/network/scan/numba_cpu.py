@@ -1,151 +1,347 @@
-"""Selective scan on a CPU, compiled by Numba: one pass over the tokens of a channel, forward and backward.
+"""Selective scan on a CPU, compiled by Numba: softplus, scan, skip and gate in one pass over memory, forward and backward.
 
-Each core takes some channels and walks along the sequence in blocks of T tokens: first all exp(delta A) of the block, which the compiler
-turns into vector instructions, then the recurrence, N states at a time. The backward pass keeps the states at the block borders and
-recomputes the rest: memory grows with B D L and not with B D L N. Step sizes, skip and gate are PyTorch's.
+LANES channels go side by side through the vector units. A core takes LANES channels of T tokens into a tile of its own, which stays in
+its cache whatever strides the tensors have, runs the recurrence there, and writes the tile back. The backward pass keeps the states at
+the tiles' borders and recomputes the rest, so that memory grows with B D L and not with B D L N. The cores share out the channels, and
+the sequence too where channels are too few for them (`pieces_for`).
+
+A tile is a flat array of rows of LANES numbers. Fixed distances between rows, and indices that cannot be negative, let the compiler turn
+a loop over lanes into vector instructions without asking whether arrays overlap.
 
 Letters as in `reference`; g is the gradient of the state h.
 """
 
+import functools
+
 import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit, prange, types
 from torch import Tensor
 
-from .reference import skip_and_gate, step_sizes
-
-T = 64  # tokens a block: T N numbers of each kind stay in the first-level cache
-_MATH = {"contract", "reassoc", "nsz", "arcp"}  # may reorder sums, but infinities and NaN keep their meaning
+T = np.uint64(16)  # tokens a tile
+LANES = np.uint64(32)
+R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = (np.uint64(i) * LANES for i in range(1, 11))  # where the second row of a tile begins, and so on
+MATH = {"contract", "reassoc", "nsz", "arcp"}  # may reorder sums, but infinities and NaN keep their meaning
+LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+Maybe = Tensor | None
 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     """Same arguments and result as `reference.scan`, for CPU tensors; the state is float32."""
-    steps = step_sizes(delta, delta_bias, delta_softplus)
-    y, _ = _scan(*(t.float().contiguous() for t in (u, steps, A)), *(t.float().transpose(1, 2).contiguous() for t in (B, C)))
-    return skip_and_gate(y, u, D, z)
+    y, _ = _scan(*(None if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)), delta_softplus)
+    return y.to(u.dtype)
 
 
 @torch.library.custom_op("homelib::selective_scan_cpu", mutates_args=(), device_types="cpu")
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """y (B, D, L) and the states at the block borders (B, D, blocks, N); B and C are (B, L, N)."""
-    y = torch.empty_like(u)
-    borders = u.new_empty(*u.shape[:2], -(-u.shape[2] // T), A.shape[1])
-    _run(_forward, u, delta, A, B, C, y, borders)
+def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Maybe, z: Maybe, bias: Maybe, softplus: bool) -> tuple[Tensor, Tensor]:
+    """y (B, D, L), and the states at the tiles' borders (B, tiles, N, D)."""
+    y, borders = _outputs(u, delta, A)
+    _run(forward_kernel, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), (y, borders), reverse=False)
     return y, borders
 
 
 @_scan.register_fake
-def _(u, delta, A, B, C):
-    return torch.empty_like(u), u.new_empty(*u.shape[:2], -(-u.shape[2] // T), A.shape[1])
+def _outputs(u, delta, A, *_):
+    return torch.empty_like(u), u.new_empty(u.shape[0], -(-u.shape[2] // int(T)), A.shape[1], u.shape[1])
 
 
 @torch.library.custom_op("homelib::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
-def _scan_backward(dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, borders: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    workers = min(u.shape[1], torch.get_num_threads())
-    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-    dA = A.new_zeros(u.shape[0], *A.shape)
-    dB, dC = B.new_zeros(workers, *B.shape), C.new_zeros(workers, *C.shape)  # one copy a worker: channels share them
-    _run(_backward, dy.contiguous(), u, delta, A, B, C, borders, du, ddelta, dA, dB, dC)
-    return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0)
+def _scan_backward(
+    dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Maybe, z: Maybe, bias: Maybe, softplus: bool, borders: Tensor
+) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C, D, z and bias; an empty tensor for what is absent."""
+    (batch, channels, tokens), state = u.shape, A.shape[1]
+    groups, pieces = lane_groups(channels), pieces_for(batch, channels, tokens, torch.get_num_threads())
+    du, ddelta, dz = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(u if z is None else z)
+    dA, dD, dbias = u.new_empty(batch * pieces, state, channels), u.new_empty(batch * pieces, channels), u.new_empty(batch * pieces, channels)
+    dB, dC = u.new_empty(groups, batch, tokens, state), u.new_empty(groups, batch, tokens, state)
+    results = (dy, borders, du, ddelta, dz, dA, dB, dC, dD, dbias)
+    _run(backward_kernel, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), results, reverse=True)
+    dB, dC = (t.sum(0).transpose(1, 2) for t in (dB, dC))
+    gradients = (du, ddelta, dA.sum(0).T.contiguous(), dB, dC, dD.sum(0), dz, dbias.sum(0))
+    return [u.new_empty(0) if given is None else gradient for given, gradient in zip((u, delta, A, B, C, D, z, bias), gradients, strict=True)]
 
 
 @_scan_backward.register_fake
-def _(dy, u, delta, A, B, C, borders):
-    return tuple(torch.empty_like(t) for t in (u, delta, A, B, C))
+def _(dy, u, delta, A, B, C, D, z, bias, softplus, borders):
+    return [u.new_empty(0) if t is None else torch.empty_like(t) for t in (u, delta, A, B, C, D, z, bias)]
 
 
 def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output[1])
+    *tensors, ctx.softplus = inputs
+    ctx.present = [t is not None for t in tensors]
+    ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-_scan.register_autograd(lambda ctx, dy, _: _scan_backward(dy, *ctx.saved_tensors), setup_context=_setup)
+def _gradients(ctx, dy, _):
+    *tensors, borders = ctx.saved_tensors
+    gradients = _scan_backward(dy, *tensors, ctx.softplus, borders)
+    return *(g if present else None for g, present in zip(gradients, ctx.present, strict=True)), None
 
 
-def _run(kernel, *tensors: Tensor) -> None:
-    """Run a kernel in place, on as many threads as PyTorch uses; Numba's first call would raise that number for PyTorch too."""
+_scan.register_autograd(_gradients, setup_context=_setup)
+
+
+def lane_groups(channels: int) -> int:
+    return -(-channels // int(LANES))
+
+
+def pieces_for(batch: int, channels: int, tokens: int, threads: int) -> int:
+    """Pieces of the sequence that cores work on side by side. Pieces cost a pass more, to learn what enters each: worth it with more than two cores a channel group."""
+    jobs = batch * lane_groups(channels)
+    return min(threads // jobs, max(1, tokens // 256)) if threads > 2 * jobs else 1
+
+
+def _inputs(u, delta, A, B, C, D, z, bias) -> tuple[Tensor, ...]:
+    """What is absent becomes zeros, or, for z, something that is not looked at."""
+    none = u.new_zeros(u.shape[1])
+    return u, delta, A, B, C, none if D is None else D, u if z is None else z, none if bias is None else bias
+
+
+def _run(kernel, inputs: tuple[Tensor, ...], flags: tuple[bool, bool], results: tuple[Tensor, ...], *, reverse: bool) -> None:
+    """Run a kernel in place, on as many threads as PyTorch uses; Numba's first call would raise that number for PyTorch too.
+
+    In pieces: once from zero states, to learn what leaves each piece; the pieces are chained; and again with the states that enter.
+    """
+    u, A = inputs[0], inputs[2]
     threads = torch.get_num_threads()
+    pieces = pieces_for(*u.shape, threads)
+    enters, leaves = (u.new_zeros(u.shape[0], pieces, A.shape[1], A.shape[0]) for _ in range(2))
+    elapsed = u.new_empty(u.shape[0], pieces, A.shape[0])  # sum of a piece's step sizes
+    arrays = [t.detach().numpy() for t in (*inputs, *results, enters, leaves, elapsed)]
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    kernel(*(t.detach().numpy() for t in tensors))
+    kernel()(*flags, *arrays)
+    if pieces > 1:
+        decay = torch.exp(A.T * elapsed[:, :, None])
+        for before, after in _neighbours(pieces, reverse):
+            enters[:, after] = decay[:, before] * enters[:, before] + leaves[:, before]
+        kernel()(*flags, *arrays)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
-@njit(fastmath=_MATH, inline="always")
-def _decays(delta, A, bits, decay):
-    """exp(delta_t A_n) for a block into `decay`, a float view of `bits`: 2^i 2^f, i whole and f in [-1/2, 1/2], 2^f by its series (error 1.2e-7)."""
-    for t in range(delta.shape[0]):
-        for n in range(A.shape[0]):
-            x = max(np.float32(-126.0), min(np.float32(126.0), delta[t] * A[n] * np.float32(1.4426950408889634)))
-            whole = np.floor(x + np.float32(0.5))
-            f = x - whole
-            p = np.float32(1.5403530393381606e-4)
-            p = p * f + np.float32(1.3333558146428441e-3)
-            p = p * f + np.float32(9.618129107628477e-3)
-            p = p * f + np.float32(5.550410866482158e-2)
-            p = p * f + np.float32(2.402265069591007e-1)
-            p = p * f + np.float32(6.931471805599453e-1)
-            p = p * f + np.float32(1.0)
-            bits[t, n] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-            decay[t, n] *= p
+def _neighbours(pieces: int, reverse: bool) -> list[tuple[int, int]]:
+    order = list(range(pieces))[:: -1 if reverse else 1]
+    return list(zip(order, order[1:], strict=False))
 
 
-@njit(parallel=True, cache=True, fastmath=_MATH)
-def _forward(u, delta, A, B, C, y, borders):
-    batch, channels, tokens = u.shape
-    state = A.shape[1]
-    for job in prange(batch * channels):
-        b, d = job // channels, job % channels
-        h = np.zeros(state, np.float32)
-        bits = np.empty((T, state), np.int32)
-        decay = bits.view(np.float32)
-        for block in range(borders.shape[2]):
-            start = block * T
-            end = min(start + T, tokens)
-            borders[b, d, block] = h
-            _decays(delta[b, d, start:end], A[d], bits, decay)
-            for t in range(start, end):
-                driven = delta[b, d, t] * u[b, d, t]
-                total = np.float32(0)
+@njit(fastmath=MATH, inline="always")
+def exp2(x):
+    """2^x = 2^i 2^f, i whole and f in [-1/2, 1/2], 2^f by its series (relative error 1.2e-7). From 2^-126 to 2^126; NaN stays NaN."""
+    x = np.float32(-126) if x < np.float32(-126) else x
+    x = np.float32(126) if x > np.float32(126) else x
+    whole = np.floor(x + np.float32(0.5))
+    f = x - whole
+    p = np.float32(1.5403530393381606e-4)
+    p = p * f + np.float32(1.3333558146428441e-3)
+    p = p * f + np.float32(9.618129107628477e-3)
+    p = p * f + np.float32(5.550410866482158e-2)
+    p = p * f + np.float32(2.402265069591007e-1)
+    p = p * f + np.float32(6.931471805599453e-1)
+    p = p * f + ONE
+    return p * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@njit(fastmath=MATH, inline="always")
+def sigmoid(x):
+    return ONE / (ONE + exp2(-x * LOG2_E))
+
+
+@njit(fastmath=MATH, inline="always")
+def softplus(x):
+    """log(1 + e^x) = max(x, 0) + 2 artanh(s), s = e^-|x| / (2 + e^-|x|) <= 1/3, by its series (relative error 1e-7)."""
+    e = exp2(-abs(x) * LOG2_E)
+    s = e / (TWO + e)
+    q = s * s
+    p = np.float32(1 / 13)
+    p = p * q + np.float32(1 / 11)
+    p = p * q + np.float32(1 / 9)
+    p = p * q + np.float32(1 / 7)
+    p = p * q + np.float32(1 / 5)
+    p = p * q + np.float32(1 / 3)
+    p = p * q + ONE
+    return (x if x > ZERO else ZERO) + TWO * s * p
+
+
+@njit(fastmath=MATH, inline="always")
+def load(tile, row, rows, source, b, first, wide, start, count):
+    """source[b, first : first + wide, start : start + count] into one row a token."""
+    for c in range(wide):
+        for t in range(count):
+            tile[t * rows + row + c] = source[b, first + c, start + t]
+
+
+@njit(fastmath=MATH, inline="always")
+def store(tile, row, rows, target, b, first, wide, start, count):
+    for c in range(wide):
+        for t in range(count):
+            target[b, first + c, start + t] = tile[t * rows + row + c]
+
+
+def _forward(has_z, has_softplus, u, delta, A, B, C, D, z, bias, y, borders, enters, leaves, elapsed):
+    batch, channels, tokens, state = np.uint64(u.shape[0]), np.uint64(u.shape[1]), np.uint64(u.shape[2]), np.uint64(A.shape[1])
+    groups, pieces, tiles = (channels + LANES - np.uint64(1)) // LANES, np.uint64(enters.shape[1]), np.uint64(borders.shape[1])
+    for job in prange(np.int64(batch * groups * pieces)):
+        piece, group, b = np.uint64(job) % pieces, np.uint64(job) // pieces % groups, np.uint64(job) // pieces // groups
+        first = group * LANES
+        wide = min(LANES, channels - first)
+        fixed = np.zeros(R3, np.float32)  # D, bias, elapsed
+        states = np.zeros(state * R2, np.float32)  # rows a state: A, h
+        tile = np.zeros(T * R5, np.float32)  # rows a token: step, driven, y, u, z
+        for c in range(wide):
+            fixed[c], fixed[R1 + c] = D[first + c], bias[first + c]
+        for n in range(state):
+            for c in range(wide):
+                states[n * R2 + c] = A[first + c, n] * LOG2_E
+                states[n * R2 + R1 + c] = enters[b, piece, n, first + c]
+
+        for i in range(tiles * piece // pieces, tiles * (piece + np.uint64(1)) // pieces):
+            start = i * T
+            count = min(T, tokens - start)
+            for n in range(state):
+                for c in range(wide):
+                    borders[b, i, n, first + c] = states[n * R2 + R1 + c]
+            load(tile, np.uint64(0), R5, delta, b, first, wide, start, count)
+            load(tile, R3, R5, u, b, first, wide, start, count)
+            for t in range(count):
+                s = t * R5
+                for c in range(LANES):
+                    step = tile[s + c] + fixed[R1 + c]
+                    step = softplus(step) if has_softplus else step
+                    tile[s + c] = step
+                    tile[s + R1 + c] = step * tile[s + R3 + c]
+                    tile[s + R2 + c] = fixed[c] * tile[s + R3 + c]
+                    fixed[R2 + c] += step
                 for n in range(state):
-                    h[n] = decay[t - start, n] * h[n] + driven * B[b, t, n]
-                    total += h[n] * C[b, t, n]
-                y[b, d, t] = total
+                    p, B_n, C_n = n * R2, B[b, n, start + t], C[b, n, start + t]
+                    for c in range(LANES):
+                        h = exp2(tile[s + c] * states[p + c]) * states[p + R1 + c] + tile[s + R1 + c] * B_n
+                        states[p + R1 + c] = h
+                        tile[s + R2 + c] += h * C_n
+            if has_z:
+                load(tile, R4, R5, z, b, first, wide, start, count)
+                for t in range(count):
+                    s = t * R5
+                    for c in range(LANES):
+                        tile[s + R2 + c] *= tile[s + R4 + c] * sigmoid(tile[s + R4 + c])
+            store(tile, R2, R5, y, b, first, wide, start, count)
+
+        for c in range(wide):
+            elapsed[b, piece, first + c] = fixed[R2 + c]
+        for n in range(state):
+            for c in range(wide):
+                leaves[b, piece, n, first + c] = states[n * R2 + R1 + c]
 
 
-@njit(parallel=True, cache=True, fastmath=_MATH)
-def _backward(dy, u, delta, A, B, C, borders, du, ddelta, dA, dB, dC):
-    batch, channels, tokens = u.shape
-    state, workers = A.shape[1], dB.shape[0]
-    for job in prange(batch * workers):
-        b, worker = job // workers, job % workers
-        bits = np.empty((T, state), np.int32)
-        decay = bits.view(np.float32)
-        h = np.empty((T + 1, state), np.float32)
-        carry = np.empty(state, np.float32)
-        for d in range(worker, channels, workers):
-            carry[:] = 0
-            for block in range(borders.shape[2] - 1, -1, -1):
-                start = block * T
-                end = min(start + T, tokens)
-                h[0] = borders[b, d, block]
-                _decays(delta[b, d, start:end], A[d], bits, decay)
-                for t in range(start, end):
-                    driven = delta[b, d, t] * u[b, d, t]
-                    for n in range(state):
-                        h[t - start + 1, n] = decay[t - start, n] * h[t - start, n] + driven * B[b, t, n]
-                for t in range(end - 1, start - 1, -1):
-                    step, value, dy_t, k = delta[b, d, t], u[b, d, t], dy[b, d, t], t - start
-                    g_B, d_step = np.float32(0), np.float32(0)
-                    for n in range(state):
-                        g = dy_t * C[b, t, n] + carry[n]
-                        dC[worker, b, t, n] += dy_t * h[k + 1, n]
-                        dB[worker, b, t, n] += g * step * value
-                        carry[n] = decay[k, n] * g
-                        d_exponent = carry[n] * h[k, n]
-                        g_B += g * B[b, t, n]
-                        d_step += d_exponent * A[d, n]
-                        dA[b, d, n] += d_exponent * step
-                    du[b, d, t] = g_B * step
-                    ddelta[b, d, t] = g_B * value + d_step
+def _backward(has_z, has_softplus, u, delta, A, B, C, D, z, bias, dy, borders, du, ddelta, dz, dA, dB, dC, dD, dbias, enters, leaves, elapsed):
+    batch, channels, tokens, state = np.uint64(u.shape[0]), np.uint64(u.shape[1]), np.uint64(u.shape[2]), np.uint64(A.shape[1])
+    groups, pieces, tiles = (channels + LANES - np.uint64(1)) // LANES, np.uint64(enters.shape[1]), np.uint64(borders.shape[1])
+    for job in prange(np.int64(batch * groups * pieces)):
+        piece, group, b = np.uint64(job) % pieces, np.uint64(job) // pieces % groups, np.uint64(job) // pieces // groups
+        first = group * LANES
+        wide = min(LANES, channels - first)
+        fixed = np.zeros(R5, np.float32)  # D, bias, elapsed, dD, dbias
+        states = np.zeros(state * R4, np.float32)  # rows a state: A, h, carry, dA
+        tile = np.zeros(T * R10, np.float32)  # rows a token: step, u, dy (then that of y before the gate), driven, d_driven, d_step, y, slope, z, -
+        history = np.zeros(T * state * R2, np.float32)  # rows a token and state: decay, h before
+        for c in range(wide):
+            fixed[c], fixed[R1 + c] = D[first + c], bias[first + c]
+        for n in range(state):
+            for c in range(wide):
+                states[n * R4 + c] = A[first + c, n] * LOG2_E
+                states[n * R4 + R2 + c] = enters[b, piece, n, first + c]
+
+        last = tiles * (piece + np.uint64(1)) // pieces
+        for back in range(last - tiles * piece // pieces):
+            i = last - np.uint64(1) - back
+            start = i * T
+            count = min(T, tokens - start)
+            for n in range(state):
+                for c in range(wide):
+                    states[n * R4 + R1 + c] = borders[b, i, n, first + c]
+            load(tile, np.uint64(0), R10, delta, b, first, wide, start, count)
+            load(tile, R1, R10, u, b, first, wide, start, count)
+            load(tile, R2, R10, dy, b, first, wide, start, count)
+            if has_z:
+                load(tile, R8, R10, z, b, first, wide, start, count)
+            for t in range(count):
+                s = t * R10
+                for c in range(LANES):
+                    raw = tile[s + c] + fixed[R1 + c]
+                    step = softplus(raw) if has_softplus else raw
+                    tile[s + c] = step
+                    tile[s + R3 + c] = step * tile[s + R1 + c]
+                    tile[s + R4 + c] = ZERO
+                    tile[s + R5 + c] = ZERO
+                    tile[s + R6 + c] = fixed[c] * tile[s + R1 + c]
+                    tile[s + R7 + c] = sigmoid(raw) if has_softplus else ONE
+                    fixed[R2 + c] += step
+                if has_z:  # dy becomes the gradient of y before the gate, z the gate's own factor of dz
+                    for c in range(LANES):
+                        gate, z_c, dy_c = sigmoid(tile[s + R8 + c]), tile[s + R8 + c], tile[s + R2 + c]
+                        tile[s + R2 + c] = dy_c * z_c * gate
+                        tile[s + R8 + c] = dy_c * gate * (ONE + z_c * (ONE - gate))
+                for n in range(state):  # forward again
+                    p, q, B_n, C_n, dC_n = n * R4, (t * state + n) * R2, B[b, n, start + t], C[b, n, start + t], ZERO
+                    for c in range(LANES):
+                        decay, before = exp2(tile[s + c] * states[p + c]), states[p + R1 + c]
+                        h = decay * before + tile[s + R3 + c] * B_n
+                        history[q + c] = decay
+                        history[q + R1 + c] = before
+                        states[p + R1 + c] = h
+                        tile[s + R6 + c] += h * C_n
+                        dC_n += h * tile[s + R2 + c]
+                    dC[group, b, start + t, n] = dC_n
+            for back_t in range(count):
+                t = count - np.uint64(1) - back_t
+                s = t * R10
+                for n in range(state):
+                    p, q, B_n, C_n, dB_n = n * R4, (t * state + n) * R2, B[b, n, start + t], C[b, n, start + t], ZERO
+                    for c in range(LANES):
+                        g = tile[s + R2 + c] * C_n + states[p + R2 + c]
+                        dB_n += g * tile[s + R3 + c]
+                        tile[s + R4 + c] += g * B_n
+                        carry = history[q + c] * g
+                        states[p + R2 + c] = carry
+                        d_exponent = carry * history[q + R1 + c]
+                        tile[s + R5 + c] += d_exponent * states[p + c]
+                        states[p + R3 + c] += d_exponent * tile[s + c]
+                    dB[group, b, start + t, n] = dB_n
+                for c in range(LANES):
+                    step, u_c, dy_c, d_driven = tile[s + c], tile[s + R1 + c], tile[s + R2 + c], tile[s + R4 + c]
+                    d_step = (d_driven * u_c + tile[s + R5 + c] * LN_2) * tile[s + R7 + c]
+                    tile[s + R4 + c] = d_driven * step + dy_c * fixed[c]
+                    tile[s + R5 + c] = d_step
+                    tile[s + R8 + c] *= tile[s + R6 + c]
+                    fixed[R3 + c] += dy_c * u_c
+                    fixed[R4 + c] += d_step
+            store(tile, R4, R10, du, b, first, wide, start, count)
+            store(tile, R5, R10, ddelta, b, first, wide, start, count)
+            if has_z:
+                store(tile, R8, R10, dz, b, first, wide, start, count)
+
+        for c in range(wide):
+            elapsed[b, piece, first + c] = fixed[R2 + c]
+            dD[b * pieces + piece, first + c] = fixed[R3 + c]
+            dbias[b * pieces + piece, first + c] = fixed[R4 + c]
+        for n in range(state):
+            for c in range(wide):
+                leaves[b, piece, n, first + c] = states[n * R4 + R2 + c]
+                dA[b * pieces + piece, n, first + c] = states[n * R4 + R3 + c]
+
+
+def _compiled(kernel, results: int):
+    """A kernel for any strides, compiled at its first use (seconds, then kept on disk)."""
+    line, matrix, volume, hyper = (types.Array(types.float32, dimensions, "A") for dimensions in (1, 2, 3, 4))
+    kinds = {1: line, 2: matrix, 3: volume, 4: hyper}
+    inputs = (volume, volume, matrix, volume, volume, line, volume, line)
+    shapes = {2: (3, 4), 10: (3, 4, 3, 3, 3, 3, 4, 4, 2, 2)}[results]
+    signature = types.void(types.boolean, types.boolean, *inputs, *(kinds[d] for d in shapes), hyper, hyper, volume)
+    return njit(signature, parallel=True, cache=True, fastmath=MATH)(kernel)
+
+
+forward_kernel = functools.cache(lambda: _compiled(_forward, 2))
+backward_kernel = functools.cache(lambda: _compiled(_backward, 10))

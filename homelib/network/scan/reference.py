@@ -21,11 +21,11 @@ def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -
 
 
 def skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    """(y + D u) * silu(z), in the type of `u`."""
+    """(y + D u) * silu(z), computed as `y` is, at least float32, and returned in the type of `u`."""
     if D is not None:
-        y = y + D[:, None] * u
+        y = y + D[:, None] * u.to(y.dtype)
     if z is not None:
-        y = y * F.silu(z)
+        y = y * F.silu(z.to(y.dtype))
     return y.to(u.dtype)
 
 
