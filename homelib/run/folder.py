@@ -60,9 +60,14 @@ class Run:
         return pd.read_csv(self.metrics_file)
 
     @property
-    def state(self) -> State:
+    def status(self) -> dict:
+        """What status.json says: state, time, and by state the steps done, the seconds, or the error."""
         status = self.folder / "status.json"
-        return json.loads(status.read_text())["state"] if status.exists() else "queued"
+        return json.loads(status.read_text()) if status.exists() else {"state": "queued"}
+
+    @property
+    def state(self) -> State:
+        return self.status["state"]
 
     def set_state(self, state: State, **told: object) -> None:
         with written_whole(self.folder / "status.json") as part:

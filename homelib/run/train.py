@@ -24,6 +24,7 @@ from ..errors import UserError
 from .checkpoint import build_network, load_checkpoint, save_checkpoint, save_weights
 from .folder import Run, written_whole
 
+HEARTBEAT_SECONDS = 5  # how often status.json tells the steps done
 LAYOUT = torch.channels_last_3d  # convolutions run about 1.25 times as fast on a CPU, values stay the same
 
 
@@ -58,7 +59,8 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
     history = _resume(run, network, optimizer, schedule)
     network, optimizer = fabric.setup(network, optimizer)
     weights = fabric.to_device(weights) if weights is not None else None
-    run.set_state("running")
+    run.set_state("running", steps=len(history))
+    told = time.monotonic()
     start = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
     try:
         for step in tqdm(range(len(history), config.steps), initial=len(history), total=config.steps, desc=run.name, disable=not progress, mininterval=10):
@@ -68,6 +70,9 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                 schedule.step()
             history.append({"step": step, "loss": loss, "learning_rate": rate, "seconds": time.perf_counter() - start})
+            if time.monotonic() - told > HEARTBEAT_SECONDS:
+                run.set_state("running", steps=step + 1)
+                told = time.monotonic()
             last = step + 1 == config.steps
             if last or (step + 1) % config.validate_every == 0:
                 if on_validation is not None:
@@ -79,7 +84,7 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
     except BaseException as error:
         run.set_state("failed", error=f"{type(error).__name__}: {error}")
         raise
-    run.set_state("done", seconds=round(history[-1]["seconds"], 1))
+    run.set_state("done", steps=config.steps, seconds=round(history[-1]["seconds"], 1))
     return run
 
 

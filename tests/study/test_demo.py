@@ -12,7 +12,7 @@ from homelib.run.checkpoint import trained_network
 from homelib.run.evaluate import evaluate
 from homelib.run.predict import predict_probabilities
 from homelib.study import demo as module
-from homelib.study.demo import DemoRun, demo_run, trained
+from homelib.study.demo import DemoRun, demo_run, trained, trained_side_by_side
 
 
 def ids(demo: DemoRun) -> tuple[str, str]:
@@ -132,6 +132,55 @@ def test_the_test_patient_takes_no_part_in_training(smoke_demo, tmp_path):
     run = trained(blind, progress=False)
     pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), smoke_demo.run.history.drop(columns="seconds"))
     assert (run.folder / "best.safetensors").read_bytes() == smoke_demo.run.weights_file.read_bytes()
+
+
+# ---------------------------------------------------------------- side by side
+
+ON_CPU = {"training.accelerator": "cpu"}
+
+
+@pytest.fixture
+def pair(tmp_path) -> dict[str, DemoRun]:
+    return {direction: demo_run("smoke", direction, folder=tmp_path, changes=ON_CPU) for direction in ("a-to-c", "c-to-a")}
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs two cores")
+def test_side_by_side_each_run_is_what_it_is_alone_in_a_process_of_its_own(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fit", no_step_here)
+    with pytest.raises(AssertionError, match="in this process"):  # after both have been trained elsewhere, `trained` looks at them here
+        trained_side_by_side(pair, progress=False)
+    monkeypatch.undo()
+    runs = trained_side_by_side(pair, progress=False)
+    assert {name: run.state for name, run in runs.items()} == {"a-to-c": "done", "c-to-a": "done"}
+    assert all(run.status["steps"] == 4 for run in runs.values())
+    alone = trained(demo_run("smoke", "c-to-a", folder=tmp_path / "alone", changes=ON_CPU), progress=False)
+    pd.testing.assert_series_equal(runs["c-to-a"].history["loss"], alone.history["loss"], rtol=1e-4)
+    assert not runs["a-to-c"].history["loss"].equals(runs["c-to-a"].history["loss"])
+
+
+def no_step_here(*args, **kwargs):
+    raise AssertionError("trained in this process")
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs two cores")
+def test_side_by_side_one_that_fails_is_named_and_the_other_is_done(pair, tmp_path):
+    bad = demo_run("smoke", "a-to-c", folder=tmp_path / "bad", changes=ON_CPU | {"model.out_channels": 3})
+    with pytest.raises(UserError, match=r"^model\.out_channels: found 3, expected 9"):
+        trained_side_by_side({"bad": bad, "good": pair["c-to-a"]}, progress=False)
+    assert pair["c-to-a"].run.state == "done"
+    assert not bad.run.folder.exists()
+
+
+def test_on_one_core_or_with_a_gpu_one_comes_after_the_other(pair, monkeypatch):
+    began = []
+    monkeypatch.setattr(module, "trained", lambda demo, progress: began.append(demo.run.name))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    trained_side_by_side(pair, progress=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    anywhere = {name: replace(demo, settings=override(demo.settings, {"training.accelerator": "auto"})) for name, demo in pair.items()}
+    trained_side_by_side(anywhere, progress=False)
+    assert began == ["smoke-a-to-c", "smoke-c-to-a"] * 2
 
 
 # ---------------------------------------------------------------- profile paper
