@@ -90,7 +90,7 @@ def lane_groups(channels: int) -> int:
 
 
 def pieces_for(batch: int, channels: int, tokens: int, threads: int) -> int:
-    """Pieces of the sequence that cores work on side by side. Pieces cost a pass more, to learn what enters each: worth it with more than two cores a channel group."""
+    """Pieces of the sequence that cores work on side by side. They cost a pass more, to learn what enters each: for over two cores a job."""
     jobs = batch * lane_groups(channels)
     return min(threads // jobs, max(1, tokens // 256)) if threads > 2 * jobs else 1
 
