@@ -51,7 +51,7 @@ def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     fabric.seed_everything(config.seed, verbose=False)
     network = build_network(settings).to(memory_format=LAYOUT)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
     patches = Patches(cases, settings.data, config.augment, seed=config.seed)
 
