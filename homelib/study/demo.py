@@ -106,12 +106,14 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True)
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     work = {name: context.Process(target=_train_in_process, args=(demo, cores // len(todo), errors), daemon=True) for name, demo in todo.items()}
-    bars = {name: tqdm(total=demo.settings.training.steps, desc=demo.run.name, disable=not progress, mininterval=10) for name, demo in todo.items()}
+    bars = {name: tqdm(total=demo.settings.training.steps, desc=demo.run.name, disable=not progress, mininterval=10, miniters=1) for name, demo in todo.items()}
     try:
         for process in work.values():
             process.start()
-        while any(process.is_alive() for process in work.values()):
+        running = True
+        while running:
             time.sleep(0.5)
+            running = any(process.is_alive() for process in work.values())
             for name, demo in todo.items():
                 bars[name].update(demo.run.status.get("steps", 0) - bars[name].n)
     finally:

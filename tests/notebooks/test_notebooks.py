@@ -68,6 +68,13 @@ def test_it_is_a_valid_notebook_for_python(name):
 
 
 @each
+def test_its_formulas_keep_their_commands(name):
+    """A doubled backslash is a line break to LaTeX, and the command's name stands in the formula as letters."""
+    told = "\n".join(cell.source for cell in cells(name, "markdown"))
+    assert "\\\\" not in told
+
+
+@each
 def test_it_is_committed_without_outputs_or_traces_of_a_run(name):
     for cell in nbformat.read(NOTEBOOKS[name], as_version=4).cells:
         assert not cell.get("outputs")
