@@ -70,14 +70,15 @@ class Patches:
 
 
 def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: AugmentConfig, contrast_ranges: dict[str, Range]) -> Compose:
-    """The transforms of a training patch, in order: contrast phase (in HU), window, affine, crop, then intensity in the unit range."""
+    """The transforms of a training patch, in order: contrast phase (in HU), window, affine, crop, then intensity. All that follows the window
+    works in the unit range, where 0 is what lies beyond the scan; the manifest's own range comes last."""
     both, (low, high), (bottom, top) = ["image", "label"], manifest.intensity_window, manifest.intensity_range
     steps: list = []
     if augment.contrast_phase:
         offsets = {manifest.class_names.index(name): span for name, span in contrast_ranges.items()}
         steps.append(RandContrastPhased(both, offsets, prob=augment.contrast_phase))
     steps += [
-        ScaleIntensityRanged("image", low, high, bottom, top, clip=True),
+        ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True),
         SpatialPadd(both, patch_voxels),
     ]
     if augment.overhang:
@@ -96,6 +97,8 @@ def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: Augme
         steps.append(RandShiftIntensityd("image", augment.intensity_shift, prob=0.5))
     if augment.noise:
         steps.append(RandGaussianNoised("image", prob=0.5, std=augment.noise))
+    if (bottom, top) != (0.0, 1.0):
+        steps.append(ScaleIntensityRanged("image", 0.0, 1.0, bottom, top))
     return Compose([*steps, ToTensord(both, track_meta=False)])
 
 

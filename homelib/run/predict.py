@@ -24,7 +24,8 @@ SHEAR_VOXELS = 0.01  # that axes may lean, over the whole scan, and be taken as 
 @torch.inference_mode()
 def predict_probabilities(network: Callable[[Tensor], Tensor], case: PreparedCase, settings: Settings) -> np.ndarray:
     """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian."""
-    image = torch.from_numpy(window(case.image, load_manifest(case.case.manifest)))[None, None]
+    manifest = load_manifest(case.case.manifest)
+    image = torch.from_numpy(window(case.image, manifest))[None, None]
     parameter = next(iter(network.parameters()), torch.empty(0)) if isinstance(network, torch.nn.Module) else torch.empty(0)
     logits = sliding_window_inference(
         image.to(parameter.device),
@@ -33,6 +34,7 @@ def predict_probabilities(network: Callable[[Tensor], Tensor], case: PreparedCas
         predictor=network,
         overlap=settings.prediction.overlap,
         mode=settings.prediction.blend,
+        cval=manifest.intensity_range[0],  # beyond a scan that is smaller than the patch
     )
     return logits[0].float().softmax(0).cpu().numpy()
 

@@ -96,7 +96,8 @@ def trace_routing(network: nn.Module, *, stages: Sequence[int] | None = None) ->
 
     def see_assignment(stage: int, block: int):
         def hook(module, args, A):
-            trace.routings.append(Routing(stage, block, A.detach(), grids[stage]))
+            if (stage, block) not in {(r.stage, r.block) for r in trace.routings}:  # a checkpointed block computes it again in the backward pass
+                trace.routings.append(Routing(stage, block, A.detach(), grids[stage]))
 
         return hook
 
@@ -127,10 +128,17 @@ def expert_maps(network: nn.Module, case: PreparedCase, settings: Settings, *, s
         weights = F.interpolate(weights, size=pad(x).shape[2:], mode="nearest")  # a token is a cube of voxels: show it as one
         return weights[..., : x.shape[2], : x.shape[3], : x.shape[4]]
 
-    image = torch.from_numpy(window(case.image, load_manifest(case.case.manifest)))[None, None].to(next(network.parameters()).device)
+    manifest, prediction = load_manifest(case.case.manifest), settings.prediction
+    image = torch.from_numpy(window(case.image, manifest))[None, None].to(next(network.parameters()).device)
     with trace_routing(network, stages=[stage]) as trace:
         maps = sliding_window_inference(
-            image, settings.data.patch_voxels, settings.prediction.window_batch, routed, overlap=settings.prediction.overlap, mode=settings.prediction.blend
+            image,
+            settings.data.patch_voxels,
+            prediction.window_batch,
+            routed,
+            overlap=prediction.overlap,
+            mode=prediction.blend,
+            cval=manifest.intensity_range[0],
         )
     return maps[0].cpu().numpy()
 

@@ -9,7 +9,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from homelib import UserError
 from homelib.config import AugmentConfig, DataConfig
-from homelib.data.loading import IGNORE, Patches, RandContrastPhased, window
+from homelib.data.loading import IGNORE, Patches, RandContrastPhased, augmentation, window
 from homelib.data.manifest import load_manifest
 
 MANIFEST = load_manifest("demo_ct")
@@ -65,6 +65,20 @@ def test_an_image_smaller_than_the_patch_is_filled_with_background(prepared):
     assert image.shape == label.shape == (1, 48, 48, 48)
     assert label.count_nonzero() == np.count_nonzero(prepared.label)
     np.testing.assert_allclose(image.sum(), window(prepared.image, MANIFEST).sum(), rtol=1e-4)
+
+
+def test_what_lies_beyond_a_scan_is_the_low_end_of_the_manifests_range(prepared):
+    """The same patches in either range, but for the range: what is filled in, by padding or by turning, is as dark as air."""
+    shape, case = (48, 48, 48), prepared
+    for augment in (NONE, AugmentConfig(rotation_degrees=20, overhang=0.3, gamma=0.3)):
+        unit, wide = (
+            augmentation(MANIFEST.model_copy(update={"intensity_range": limits}), shape, augment, {}).set_random_state(3)(
+                {"image": case.image[None], "label": case.label[None]}
+            )
+            for limits in ((0.0, 1.0), (-1.0, 1.0))
+        )
+        torch.testing.assert_close(wide["image"], 2 * unit["image"] - 1)
+        assert wide["image"].min() == -1
 
 
 def test_a_patch_depends_on_seed_step_and_place_and_not_on_what_was_asked_before(prepared):

@@ -60,6 +60,14 @@ def test_overlapping_windows_are_blended(telling, smoke):
     assert gaussian[2, 8] > 0.9  # the middle of the first window, the rim of the second
 
 
+def test_a_scan_smaller_than_the_patch_is_surrounded_by_the_low_end_of_the_range(telling, smoke, monkeypatch):
+    monkeypatch.setattr(predict, "load_manifest", lambda name: MANIFEST.model_copy(update={"intensity_range": (-1.0, 1.0)}))
+    seen = []
+    small = replace(telling, image=np.full((8, 8, 8), 250, np.float32))
+    predict_probabilities(lambda x: seen.append(x) or oracle(x), small, override(smoke, {"data.patch_voxels": (16, 16, 16)}))
+    assert sorted(seen[0].unique().tolist()) == [-1.0, 1.0]
+
+
 def test_an_oracle_scores_high_on_the_files_own_grid(telling, smoke, phantoms):
     predicted = to_native(predict_probabilities(oracle, telling, override(smoke, {"data.patch_voxels": (16, 16, 16)})), telling)
     reference = MANIFEST.merge(np.asarray(nib.load(phantoms["phantom-a"].label).dataobj))

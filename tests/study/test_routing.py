@@ -269,3 +269,12 @@ def test_utilisation_by_hand():
 )
 def test_entropy_runs_from_hard_to_even(maps, entropy):
     np.testing.assert_allclose(utilisation(maps)["entropy"], entropy, atol=1e-6)
+
+
+def test_a_checkpointed_block_is_recorded_once(tiny):
+    network = MambaHoME(tiny).train()
+    network.set_checkpointing(True)
+    with trace_routing(network) as trace:
+        network(torch.randn(1, 1, 32, 16, 16)).sum().backward()
+        places = [(r.stage, r.block) for r in trace.routings]
+    assert places == [(stage, block) for stage, depth in enumerate(tiny.depths) for block in range(depth)]
