@@ -47,18 +47,18 @@ def altered_copies(case: PreparedCase, hidden: np.ndarray) -> list[tuple[Prepare
     transform = augmentation(manifest, case.image.shape, ALTERED, manifest.contrast_of(case.case.id))
     (low, high), copies = manifest.intensity_window, []
     coded = case.label.astype(np.float32) + 100 * hidden  # label and mask go through the same transform
+    cut, *rest = transform.transforms
     for seed in range(COPIES):
-        phase = transform.transforms[0].set_random_state(1000 + seed)
-        moved = phase({"image": case.image[None], "label": case.label[None]})
-        done = moved | {"label": coded[None]}
-        for step in transform.transforms[1:]:
-            if hasattr(step, "set_random_state"):
-                step.set_random_state(2000 + seed)
+        transform.set_random_state(1000 + seed)
+        done = cut({"image": case.image[None], "label": coded[None]})
+        label, hidden_there = done["label"] % 100, done["label"] >= 100
+        done["label"] = label.astype(np.uint8)
+        for step in rest:
             done = step(done)
-        label, image = done["label"][0].numpy(), done["image"][0].numpy() * (high - low) + low
+        image = done["image"][0].numpy() * (high - low) + low
         bottom, top = (round(part * image.shape[2]) for part in FIELDS[seed % len(FIELDS)])
-        label, image = label[:, :, bottom:top], image[:, :, bottom:top]
-        copies.append((replace(case, image=image, label=(label % 100).astype(np.uint8)), label >= 100))
+        image, label, mask = (part[:, :, bottom:top] for part in (image, done["label"][0].numpy(), hidden_there[0]))
+        copies.append((replace(case, image=image, label=label), mask))
     return copies
 
 

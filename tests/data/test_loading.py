@@ -9,8 +9,9 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from homelib import UserError
 from homelib.config import AugmentConfig, DataConfig
-from homelib.data.loading import IGNORE, Patches, RandContrastPhased, augmentation, window
+from homelib.data.loading import IGNORE, Patches, augmentation, window
 from homelib.data.manifest import load_manifest
+from homelib.data.transforms import RandContrastPhased, RandPatchd
 
 MANIFEST = load_manifest("demo_ct")
 NONE = AugmentConfig()
@@ -155,6 +156,45 @@ def test_ignored_voxels_stay_ignored(prepared):
 def test_cases_without_labels_are_refused_by_name(cases, said, prepared):
     with pytest.raises(UserError, match=rf"^data\.train_cases: found .*{said}.* without a label, expected labelled cases"):
         patches([replace(prepared, label=None) for _ in cases])
+
+
+# ---------------------------------------------------------------- place and turn
+
+
+def patches_of_coordinates(count, **place):
+    """Patches of a scan whose voxels hold one of their own coordinates: (count, 3, d, h, w), -1 where there is no scan."""
+    shape, cut = (40, 30, 50), RandPatchd(["image", "label"], (12, 10, 16), beyond=-1.0, classes=2, **place)
+    for seed in range(count):
+        axes = np.indices(shape).astype(np.float32)
+        yield np.stack([cut.set_random_state(seed)({"image": axis[None], "label": np.zeros((1, *shape), np.uint8)})["image"][0] for axis in axes])
+
+
+def test_a_patch_is_turned_about_its_middle_and_scaled_along_its_axes():
+    scales, turns = [], []
+    for patch in patches_of_coordinates(60, rotation_degrees=10, scaling=0.2):
+        middle = patch[:, 4:8, 3:7, 6:10]  # beyond no border
+        matrix = np.stack([np.diff(middle, axis=axis).mean((1, 2, 3)) for axis in (1, 2, 3)], axis=1)
+        for axis in (1, 2, 3):
+            np.testing.assert_allclose(
+                np.diff(middle, axis=axis), np.broadcast_to(matrix[:, axis - 1, None, None, None], np.diff(middle, axis=axis).shape), atol=1e-4
+            )
+        length = np.linalg.norm(matrix, axis=0)
+        np.testing.assert_allclose((matrix / length).T @ (matrix / length), np.eye(3), atol=1e-4)  # axes stay at right angles
+        centre = patch[:, 5:7, 4:6, 7:9].mean((1, 2, 3)) * 2
+        np.testing.assert_allclose(centre, np.round(centre), atol=1e-3)  # where the unturned patch has its own
+        scales.append(length)
+        turns.append(np.degrees(np.arccos(np.clip(np.diag(matrix / length), -1, 1))))
+    assert 0.8 <= np.min(scales) < 0.83
+    assert 1.17 < np.max(scales) <= 1.2
+    assert 8 < np.max(turns) < 15  # two of three turns move an axis
+
+
+def test_only_overhang_lets_a_patch_reach_beyond_the_scans_ends():
+    for overhang, most in ((0.0, 0), (0.25, 4)):
+        beyond = [(patch[0] < 0).any((0, 1)).sum() for patch in patches_of_coordinates(120, overhang=overhang)]
+        assert max(beyond) == most
+        outside = [(patch[0] < 0) for patch in patches_of_coordinates(120, overhang=overhang)]
+        assert all((mask.all((0, 1)) == mask.any((0, 1))).all() for mask in outside)  # whole layers
 
 
 # ---------------------------------------------------------------- contrast phase

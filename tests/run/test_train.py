@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from monai.losses import DiceLoss
 
 from homelib import UserError
 from homelib.config import TrainingConfig, override
@@ -240,6 +241,19 @@ def test_the_loss_by_hand():
     assert segmentation_loss(logits, label).item() == pytest.approx(1 - dice + entropy, rel=1e-4)
     weighted = (1 * math.log(4 / 3) + 3 * math.log(2)) / 4
     assert segmentation_loss(logits, label, torch.tensor([1.0, 3.0])).item() == pytest.approx(1 - dice + weighted, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_the_loss_and_its_gradient_are_those_of_monai_and_torch(batch_dice):
+    logits, label = torch.randn(3, 5, 4, 6, 7, dtype=torch.float32).requires_grad_(), torch.randint(0, 4, (3, 1, 4, 6, 7))  # class 4 is nowhere
+    ignored, weights = torch.rand(label.shape) < 0.3, torch.rand(5)
+    keep, target = ~ignored, F.one_hot(label[:, 0], 5).movedim(-1, 1)
+    dice = DiceLoss(batch=batch_dice)(logits.softmax(1) * keep, target * keep)
+    label = label.masked_fill(ignored, 255)
+    peer = dice + F.cross_entropy(logits, label[:, 0], weights, ignore_index=255)
+    ours = segmentation_loss(logits, label, weights, batch_dice=batch_dice)
+    torch.testing.assert_close(ours, peer)
+    torch.testing.assert_close(torch.autograd.grad(ours, logits), torch.autograd.grad(peer, logits), rtol=1e-4, atol=1e-7)
 
 
 def test_batch_dice_takes_a_class_over_all_patches():
