@@ -46,13 +46,12 @@ def altered_copies(case: PreparedCase, hidden: np.ndarray) -> list[tuple[Prepare
     manifest = load_manifest(case.case.manifest)
     transform = augmentation(manifest, case.image.shape, ALTERED, manifest.contrast_of(case.case.id))
     (low, high), copies = manifest.intensity_window, []
-    coded = case.label.astype(np.float32) + 100 * hidden  # label and mask go through the same transform
+    coded = case.label + np.uint8(100) * hidden  # label and mask go through the same transform
     cut, *rest = transform.transforms
     for seed in range(COPIES):
         transform.set_random_state(1000 + seed)
         done = cut({"image": case.image[None], "label": coded[None]})
-        label, hidden_there = done["label"] % 100, done["label"] >= 100
-        done["label"] = label.astype(np.uint8)
+        hidden_there, done["label"] = done["label"] >= 100, done["label"] % 100
         for step in rest:
             done = step(done)
         image = done["image"][0].numpy() * (high - low) + low

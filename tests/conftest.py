@@ -4,8 +4,11 @@ No test reads or writes the user's cache or run folders.
 """
 
 import os
+import shutil
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin while they wait make a busy machine several times slower
+# Before torch and Triton: threads that spin while they wait make a busy machine several times slower, and without a GPU Triton runs its kernels as Python.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .scan import known, selective_scan
+from .causal_conv import causal_conv
+from .scan import selective_scan
+from .scan.backends import known
 
 
 class MambaMixer(nn.Module):
@@ -50,9 +52,8 @@ class MambaMixer(nn.Module):
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.shape[1]
         u, z = rearrange(self.in_proj(x), "b l (two d) -> two b d l", two=2)
-        u = F.silu(self.conv1d(u)[..., :tokens])
+        u = causal_conv(u, self.conv1d.weight, self.conv1d.bias)
         dt, B, C = self.x_proj(rearrange(u, "b d l -> b l d")).split(self.splits, dim=-1)
         delta = rearrange(F.linear(dt, self.dt_proj.weight), "b l d -> b d l")
         B, C = (rearrange(t, "b l n -> b n l") for t in (B, C))

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 import homelib
-from homelib.network.scan import BACKENDS, resolve
+from homelib.network.scan.backends import MODULES, resolve
 from homelib.study import doctor
 from homelib.study.doctor import environment_line, examine
+
+DEVICES = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
 def test_every_finding_is_text_in_its_section():
     found = examine()
-    assert list(found) == ["machine", "packages", "selective scan", "optional", "folders"]
+    assert list(found) == ["machine", "packages", *(f"selective scan on {device}" for device in DEVICES), "folders"]
     for section, findings in found.items():
         assert findings, section
         assert all(isinstance(told, str) and told and "\n" not in told for told in findings.values()), section
@@ -31,20 +33,18 @@ def test_a_missing_package_comes_with_its_remedy(monkeypatch):
     assert examine()["packages"]["no-such-package"] == "missing: pip install no-such-package"
 
 
-def test_the_scan_backend_is_named():
-    scan = examine()["selective scan"]
-    assert scan["auto means"] == resolve("auto") in BACKENDS
-    assert scan["backends"].split(", ") == list(BACKENDS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_scan_backend_is_chosen_or_works_or_has_a_reason(device):
+    scan = examine()[f"selective scan on {device}"]
+    assert list(scan) == [*MODULES, "causal convolution"]
+    assert [name for name, told in scan.items() if told.startswith("chosen by auto")] == [resolve("auto", device)]
+    assert scan["reference"] == "works"
 
 
-def test_an_optional_part_says_what_for_and_why_it_is_not_used(monkeypatch, tmp_path):
-    (tmp_path / "broken_kernels.py").write_text('raise RuntimeError("undefined symbol: cudaFoo\\nand more")')
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(doctor, "OPTIONAL", {"broken_kernels": "kernels", "no_such_module": "other kernels", "json": "text"})
-    told = examine()["optional"]
-    assert told["broken_kernels"].startswith("not importable: RuntimeError: undefined symbol: cudaFoo (kernels;")
-    assert told["no_such_module"].startswith("not importable: ModuleNotFoundError: No module named 'no_such_module' (other kernels;")
-    assert told["json"].startswith("imports (text;")
+def test_on_a_cpu_it_says_why_the_gpu_backends_are_not_used():
+    scan = examine()["selective scan on cpu"]
+    assert scan["mamba_ssm"] == "needs a cuda device" or scan["mamba_ssm"].startswith("cannot be imported: ")
+    assert scan["causal convolution"] == "PyTorch (causal_conv1d needs a cuda device)"
 
 
 @pytest.mark.parametrize("cuda", [None, "13.0"], ids=["CPU build", "CUDA build"])
@@ -68,7 +68,7 @@ def test_the_environment_is_one_line():
         homelib.__version__,
         sys.version.split()[0],
         torch.__version__,
-        resolve("auto"),
+        resolve("auto", "cuda:0" if torch.cuda.is_available() else "cpu"),
         "CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name(0),
     ):
         assert part in line

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .reference import skip_and_gate, step_sizes
 
+DEVICES, FLOAT64 = None, True
 BLOCK_NUMBERS = {"cpu": 2**18}  # numbers in one (T, B, D, N) block: a CPU is fastest while they stay in its cache ...
 ELSEWHERE = 2**22  # ... and a GPU when there is enough to fill it
 MAX_TOKENS = 4096

@@ -19,13 +19,15 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
+from .fused import operator
+
+DEVICES, FLOAT64 = ("cpu",), False
 T = np.uint64(16)  # tokens a tile
 LANES = np.uint64(32)
 R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = (np.uint64(i) * LANES for i in range(1, 11))  # where the second row of a tile begins, and so on
 MATH = {"contract", "reassoc", "nsz", "arcp"}  # may reorder sums, but infinities and NaN keep their meaning
 LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-Maybe = Tensor | None
 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
@@ -34,24 +36,18 @@ def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     return y.to(u.dtype)
 
 
-@torch.library.custom_op("homelib::selective_scan_cpu", mutates_args=(), device_types="cpu")
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Maybe, z: Maybe, bias: Maybe, softplus: bool) -> tuple[Tensor, Tensor]:
+def _outputs(u, delta, A):
     """y (B, D, L), and the states at the tiles' borders (B, tiles, N, D)."""
+    return torch.empty_like(u), u.new_empty(u.shape[0], -(-u.shape[2] // int(T)), A.shape[1], u.shape[1])
+
+
+def _scan_forward(u, delta, A, B, C, D, z, bias, softplus):
     y, borders = _outputs(u, delta, A)
     _run(forward_kernel, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), (y, borders), reverse=False)
     return y, borders
 
 
-@_scan.register_fake
-def _outputs(u, delta, A, *_):
-    return torch.empty_like(u), u.new_empty(u.shape[0], -(-u.shape[2] // int(T)), A.shape[1], u.shape[1])
-
-
-@torch.library.custom_op("homelib::selective_scan_cpu_backward", mutates_args=(), device_types="cpu")
-def _scan_backward(
-    dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Maybe, z: Maybe, bias: Maybe, softplus: bool, borders: Tensor
-) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z and bias; an empty tensor for what is absent."""
+def _scan_backward(dy, u, delta, A, B, C, D, z, bias, softplus, borders):
     (batch, channels, tokens), state = u.shape, A.shape[1]
     groups, pieces = lane_groups(channels), pieces_for(batch, channels, tokens, torch.get_num_threads())
     du, ddelta, dz = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(u if z is None else z)
@@ -61,28 +57,10 @@ def _scan_backward(
     _run(backward_kernel, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), results, reverse=True)
     dB, dC = (t.sum(0).transpose(1, 2) for t in (dB, dC))
     gradients = (du, ddelta, dA.sum(0).T.contiguous(), dB, dC, dD.sum(0), dz, dbias.sum(0))
-    return [u.new_empty(0) if given is None else gradient for given, gradient in zip((u, delta, A, B, C, D, z, bias), gradients, strict=True)]
+    return [None if given is None else gradient for given, gradient in zip((u, delta, A, B, C, D, z, bias), gradients, strict=True)]
 
 
-@_scan_backward.register_fake
-def _(dy, u, delta, A, B, C, D, z, bias, softplus, borders):
-    return [u.new_empty(0) if t is None else torch.empty_like(t) for t in (u, delta, A, B, C, D, z, bias)]
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.softplus = inputs
-    ctx.present = [t is not None for t in tensors]
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradients(ctx, dy, _):
-    *tensors, borders = ctx.saved_tensors
-    gradients = _scan_backward(dy, *tensors, ctx.softplus, borders)
-    return *(g if present else None for g, present in zip(gradients, ctx.present, strict=True)), None
-
-
-_scan.register_autograd(_gradients, setup_context=_setup)
+_scan = operator("homelib::selective_scan_cpu", _scan_forward, _scan_backward, _outputs)
 
 
 def lane_groups(channels: int) -> int:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DEVICES, FLOAT64 = None, True
+
 
 def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
     """Positive step sizes (B, D, L), at least float32, from raw ones: softplus(delta + delta_bias)."""

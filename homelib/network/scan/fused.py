@@ -1,0 +1,53 @@
+"""What the fused backends have in common: a forward and a backward function become one PyTorch operator, which autograd,
+`torch.compile` and FLOP counters know.
+
+    forward(u, delta, A, B, C, D, z, bias, softplus)              -> y, kept
+    backward(dy, u, delta, A, B, C, D, z, bias, softplus, kept)   -> the gradients of the eight tensors, None for what is absent
+    outputs(u, delta, A)                                          -> y and kept, not filled
+
+D, z and bias may be absent.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, bool softplus"
+
+
+def operator(name: str, forward: Callable, backward: Callable, outputs: Callable) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The operator `name`: (u, delta, A, B, C, D, z, bias, softplus) -> y, kept."""
+
+    def gradients(*arguments):
+        return [_like(t, gradient, arguments[0]) for t, gradient in zip(arguments[1:9], backward(*arguments), strict=True)]
+
+    def gradient_shapes(dy, *arguments):
+        return [dy.new_empty(0) if t is None else torch.empty_like(t) for t in arguments[:8]]
+
+    op = torch.library.custom_op(name, forward, mutates_args=(), schema=f"({TENSORS}) -> (Tensor, Tensor)")
+    gradient_op = torch.library.custom_op(name + "_backward", gradients, mutates_args=(), schema=f"(Tensor dy, {TENSORS}, Tensor kept) -> Tensor[]")
+    op.register_fake(lambda u, delta, A, *_: outputs(u, delta, A))
+    gradient_op.register_fake(gradient_shapes)
+
+    def setup(ctx, inputs, output):
+        *tensors, ctx.softplus = inputs
+        ctx.present = [t is not None for t in tensors]
+        ctx.save_for_backward(*tensors, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    def autograd(ctx, dy, _):
+        *tensors, kept = ctx.saved_tensors
+        found = gradient_op(dy, *tensors, ctx.softplus, kept)
+        return *(gradient if there else None for gradient, there in zip(found, ctx.present, strict=True)), None
+
+    op.register_autograd(autograd, setup_context=setup)
+    return op
+
+
+def _like(t: Tensor | None, gradient: Tensor | None, dy: Tensor) -> Tensor:
+    """The gradient with the strides that PyTorch would give a tensor like t. An operator returns no None: an empty tensor for what is absent."""
+    if t is None:
+        return dy.new_empty(0)
+    like = torch.empty_like(t, device="meta").stride()
+    return gradient if gradient.stride() == like else torch.empty_like(t).copy_(gradient)
