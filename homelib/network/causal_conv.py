@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from .scan.backends import undisturbed
 
 DEVICES = ("cuda",)
 TOLERANCE = 1e-4
@@ -56,7 +57,7 @@ def compiled(device: str) -> tuple[Callable | None, str]:
 def _difference(kernel: Callable, device: str) -> float:
     """Largest difference to PyTorch in value and gradients, over the largest number of each."""
     generator = torch.Generator().manual_seed(0)
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+    with undisturbed():
         given = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in ((2, 16, 50), (16, 1, 4), (16,))]
         results = []
         for f in (kernel, plain):

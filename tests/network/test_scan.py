@@ -335,11 +335,10 @@ def candidates(fresh, monkeypatch):
     """Two more backends, first and second, which "auto" tries on a CPU: modules of these tests."""
 
     def set_up(**scans):
-        real = backends.backend
         modules = {name: SimpleNamespace(scan=scan, DEVICES=("cpu",), FLOAT64=False) for name, scan in scans.items()}
         monkeypatch.setattr(backends, "MODULES", MODULES | dict.fromkeys(modules, ""))
         monkeypatch.setattr(backends, "AUTOMATIC", {"cpu": tuple(modules)})
-        monkeypatch.setattr(backends, "backend", lambda name: modules.get(name) or real(name))
+        monkeypatch.setattr(backends, "LOADED", backends.LOADED | modules)
 
     return set_up
 
@@ -440,6 +439,7 @@ def test_mamba_ssm_is_handed_what_its_kernels_take(fresh, monkeypatch):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["mamba_ssm.ops.selective_scan_interface"].selective_scan_fn = selective_scan_fn
     monkeypatch.delitem(sys.modules, "homelib.network.scan.mamba_ssm_gpu", raising=False)
+    monkeypatch.setattr(backends, "LOADED", {})
     module = backends.backend("mamba_ssm")
     given = cast(inputs(dtype=torch.float32), torch.bfloat16) | {"delta": inputs(dtype=torch.float32)["delta"]}
     y = module.scan(*given.values(), True)

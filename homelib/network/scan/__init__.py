@@ -44,7 +44,7 @@ def selective_scan(
         UserError: an unknown backend, one that does not work here, or an argument whose shape does not fit; the message names it.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    scan = backends.backend(backends.resolve(backend, str(u.device), u.dtype)).scan
+    scan = backends.LOADED[backends.resolve(backend, str(u.device), u.dtype)].scan
     with torch.autocast(u.device.type, enabled=False):
         return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 

@@ -4,12 +4,14 @@ A backend works when its module imports, it is made for the device, and it agree
 gradient. That is tried once a process and device, before its first use; one that fails is refused with its reason, never used in silence.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import logging
 import time
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from ...errors import UserError
 from . import reference
 
 MODULES = {"reference": "reference", "blocked": "blocked", "numba": "numba_cpu", "triton": "triton_gpu", "mamba_ssm": "mamba_ssm_gpu"}
+LOADED: dict[str, ModuleType] = {}
 AUTOMATIC = {"cpu": ("numba",), "cuda": ("triton", "mamba_ssm")}  # the fastest of those that work; "blocked" where none does
 MARGIN = 1.2  # the first is left only for one that is so many times as fast: what "auto" means must not change from call to call
 TOLERANCE = 1e-4  # of the largest number
@@ -33,9 +36,11 @@ class Health:
     reason: str = "works"
 
 
-def backend(name: str):
+def backend(name: str) -> ModuleType:
     """The backend's module: `scan`, the `DEVICES` it is made for (None: any), and whether it takes `FLOAT64`."""
-    return importlib.import_module(f".{MODULES[known(name)]}", __package__)
+    if name not in LOADED:
+        LOADED[name] = importlib.import_module(f".{MODULES[known(name)]}", __package__)
+    return LOADED[name]
 
 
 def known(name: str) -> str:
@@ -49,13 +54,15 @@ def known(name: str) -> str:
 
 @torch.compiler.assume_constant_result
 def resolve(name: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """Name of the backend that is used when `name` is asked for, on a device ("cuda:1") and for a type.
+    """Name of the backend that is used when `name` is asked for, on a device ("cuda:1") and for a type. It is in `LOADED` then.
 
     Raises:
         UserError: a backend that does not work here, with the reason.
     """
     if known(name) == "auto":
-        return automatic(device) if dtype != torch.float64 else "blocked"
+        name = automatic(device) if dtype != torch.float64 else "blocked"
+        backend(name)
+        return name
     found = health(name, device)
     if not found.works:
         raise UserError(f"backend: found {name!r} on {device}, where it cannot be used: {found.reason}. Take 'auto' or 'blocked'.")
@@ -87,7 +94,15 @@ def report(device: str) -> dict[str, str]:
     return lines
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """Leaves outside whatever the caller is doing: autocast, inference, tracing, counting of operations."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 @functools.cache
+@undisturbed()
 def health(name: str, device: str) -> Health:
     """Import a backend and compare it with the plain loop on the device."""
     try:
@@ -114,9 +129,9 @@ def _parity(scan, device: str) -> Health:
 
 
 def _results(scan, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """y and every gradient, for one fixed direction. Whatever the caller is doing (autocast, inference, tracing) stays outside."""
+    """y and every gradient, for one fixed direction."""
     device = given["u"].device
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         given = {name: t.requires_grad_() for name, t in given.items()}
         y = scan(*given.values(), True)
         gradients = torch.autograd.grad(y, list(given.values()), torch.sin(torch.arange(y.numel(), device=device)).view_as(y))
@@ -131,13 +146,12 @@ def _tiny_case(device: str) -> dict[str, Tensor]:
 def _case(device: str, *, batch: int, channels: int, tokens: int, state: int) -> dict[str, Tensor]:
     """Arguments of a scan, fixed by a seed. The global random state stays as it is."""
     generator = torch.Generator().manual_seed(0)
-    with _disable_current_modes(), torch.inference_mode(False):
-        u, delta, z = (torch.randn(batch, channels, tokens, generator=generator) for _ in range(3))
-        B, C = (torch.randn(batch, state, tokens, generator=generator) for _ in range(2))
-        A = -torch.rand(channels, state, generator=generator) - 0.5
-        D, bias = (torch.randn(channels, generator=generator) for _ in range(2))
-        given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": bias}
-        return {name: t.to(device) for name, t in given.items()}
+    u, delta, z = (torch.randn(batch, channels, tokens, generator=generator) for _ in range(3))
+    B, C = (torch.randn(batch, state, tokens, generator=generator) for _ in range(2))
+    A = -torch.rand(channels, state, generator=generator) - 0.5
+    D, bias = (torch.randn(channels, generator=generator) for _ in range(2))
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": bias}
+    return {name: t.to(device) for name, t in given.items()}
 
 
 def _fastest(names: tuple[str, ...], device: str) -> str:
@@ -149,6 +163,7 @@ def _fastest(names: tuple[str, ...], device: str) -> str:
 
 
 @functools.cache
+@undisturbed()
 def _race(device: str) -> dict[str, float]:
     """Seconds of forward and backward at a size of practice, of each automatic backend that works; the median of three."""
     working = [name for name in AUTOMATIC[torch.device(device).type] if health(name, device).works]
