@@ -20,11 +20,11 @@ endif
 timed = @$(1); status=$$?; seconds=$$(( $$(date +%s) - $(STARTED) )); \
 	echo "make $@: exit status $$status after $$((seconds / 60)) min $$((seconds % 60)) s in all"; exit $$status
 
-.PHONY: help env demo test lab clean
+.PHONY: help env demo test lab bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 env: $(READY) ## install homelib and all it needs into .venv (PYTHON=python3.12 picks the interpreter)
 	@echo "make env: .venv is up to date; 'source .venv/bin/activate' puts it on your path"
@@ -39,6 +39,13 @@ demo: $(READY) ## run the demo: train, predict, evaluate and look inside a small
 test: $(READY) ## run the tests (ARGS='-k scan' picks some of them)
 	@echo "make test: the tests; those that need what this machine lacks are skipped and say why"
 	$(call timed,.venv/bin/python -m pytest $(ARGS))
+
+bench: $(READY) ## measure speed and memory on this CPU beside the peers, into benchmarks/results/cpu.json
+	@bash scripts/make_peers.sh
+	$(call timed,PYTHONPATH=.venv/peers .venv/bin/python -m benchmarks.cpu)
+
+bench-gpu: ## the same on a GPU, into benchmarks/results/gpu.json (PYTHON=python3 picks an environment with torch and triton; installs nothing)
+	$(call timed,PYTHONPATH=.:$$PYTHONPATH $(if $(wildcard $(READY)),.venv/bin/python,$(PYTHON)) -m benchmarks.gpu)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@HOMELIB_RUNS="$${HOMELIB_RUNS:-$(CURDIR)/runs}" .venv/bin/jupyter lab --notebook-dir=notebooks

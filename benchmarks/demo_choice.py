@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 import yaml
 
-from homelib.config import AugmentConfig, Settings, override, preset
+from homelib.config import IGNORE, AugmentConfig, Settings, override, preset
 from homelib.data.demo import fetch_demo
-from homelib.data.loading import IGNORE, augmentation
+from homelib.data.loading import augmentation
 from homelib.data.manifest import load_manifest
 from homelib.data.prepare import PreparedCase, prepare
 from homelib.run.checkpoint import trained_network

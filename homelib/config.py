@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from .errors import UserError
 
+IGNORE = 255  # a voxel with this label takes no part in the loss
+
 Stages = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]  # one value an encoder stage
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # mm
 Patch = tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels

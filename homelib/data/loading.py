@@ -24,8 +24,6 @@ from .manifest import Manifest, Range, load_manifest
 from .prepare import PreparedCase
 from .transforms import RandContrastPhased, RandPatchd
 
-IGNORE = 255  # a voxel with this label takes no part in the loss
-
 
 def window(image: np.ndarray, manifest: Manifest) -> np.ndarray:
     """Clip an image to the manifest's intensity window and map it onto its range, float32 of the same shape."""

@@ -36,6 +36,15 @@ class DynamicTanh(nn.Module):
         return self.weight * torch.tanh(self.alpha.clamp(0.1, 2.0) * x) + self.bias
 
 
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance norm without parameters. On a CPU PyTorch's own copies a channels_last tensor twice; its group norm, a channel a group, does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return F.group_norm(x, self.num_features, eps=self.eps)
+        return super().forward(x)
+
+
 class GatedSpatialConv(nn.Module):
     """GSC, (B, C, D, H, W) -> same (paper Eq. 15; not defined there). The released form adds the two branches; SegMamba's paper multiplies them."""
 
@@ -50,7 +59,7 @@ class GatedSpatialConv(nn.Module):
 
 
 def conv_norm_relu(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv3d(channels, channels, width, padding=width // 2), nn.InstanceNorm3d(channels), nn.ReLU())
+    return nn.Sequential(nn.Conv3d(channels, channels, width, padding=width // 2), InstanceNorm(channels), nn.ReLU())
 
 
 class Block(nn.Module):
@@ -76,7 +85,7 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.gsc = GatedSpatialConv(channels)
         self.blocks = nn.ModuleList(blocks)
-        self.skip_norm = nn.InstanceNorm3d(channels)
+        self.skip_norm = InstanceNorm(channels)
         self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,12 +193,20 @@ def downsample(config: ModelConfig, i: int) -> nn.Module:
     """To half the resolution: a 7x7x7 stem, then 2x2x2 convolutions of the normalised stage before (paper Eq. 16)."""
     if i == 0:
         return nn.Conv3d(config.in_channels, config.channels[0], 7, stride=2, padding=3)
-    return nn.Sequential(nn.InstanceNorm3d(config.channels[i - 1]), nn.Conv3d(config.channels[i - 1], config.channels[i], 2, stride=2))
+    return nn.Sequential(InstanceNorm(config.channels[i - 1]), nn.Conv3d(config.channels[i - 1], config.channels[i], 2, stride=2))
 
 
 def _basic(a: int, b: int) -> UnetrBasicBlock:
-    return UnetrBasicBlock(3, a, b, kernel_size=3, stride=1, norm_name="instance", res_block=True)
+    return _with_our_norm(UnetrBasicBlock(3, a, b, kernel_size=3, stride=1, norm_name="instance", res_block=True))
 
 
 def _up(a: int, b: int) -> UnetrUpBlock:
-    return UnetrUpBlock(3, a, b, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True)
+    return _with_our_norm(UnetrUpBlock(3, a, b, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True))
+
+
+def _with_our_norm(block: nn.Module) -> nn.Module:
+    for module in list(block.modules()):
+        for name, norm in module.named_children():
+            if isinstance(norm, nn.InstanceNorm3d):
+                setattr(module, name, InstanceNorm(norm.num_features, eps=norm.eps))
+    return block

@@ -12,12 +12,13 @@ from ..errors import UserError
 from ..network.unet import MambaHoME, SegMamba
 from .folder import Run, written_whole
 
+LAYOUT = torch.channels_last_3d  # of convolutions' weights and what they return: faster on a CPU (see benchmarks), values stay the same
 NETWORKS = {"MambaHoME": MambaHoME, "SegMamba": SegMamba}
 
 
 def build_network(settings: Settings) -> nn.Module:
     """The network of the settings, at its random start (from torch's global generator)."""
-    return NETWORKS[settings.network](settings.model)
+    return NETWORKS[settings.network](settings.model).to(memory_format=LAYOUT)
 
 
 def save_weights(network: nn.Module, path: Path, settings: Settings) -> None:

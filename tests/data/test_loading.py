@@ -8,8 +8,8 @@ import torch
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from homelib import UserError
-from homelib.config import AugmentConfig, DataConfig
-from homelib.data.loading import IGNORE, Patches, augmentation, window
+from homelib.config import IGNORE, AugmentConfig, DataConfig
+from homelib.data.loading import Patches, augmentation, window
 from homelib.data.manifest import load_manifest
 from homelib.data.transforms import RandContrastPhased, RandPatchd
 

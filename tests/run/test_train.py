@@ -17,8 +17,9 @@ from homelib.config import TrainingConfig, override
 from homelib.run import train
 from homelib.run.checkpoint import build_network, trained_network
 from homelib.run.folder import Run
+from homelib.run.loss import segmentation_loss
 from homelib.run.predict import predict_probabilities
-from homelib.run.train import class_weights, fit, learning_rate_factor, segmentation_loss, train_step
+from homelib.run.train import class_weights, fit, learning_rate_factor, train_step
 
 
 @pytest.fixture

@@ -1,0 +1,214 @@
+"""What is measured: one case a process (`python -m benchmarks.cases '{"kind": "scan", ...}'`), told on standard output as JSON."""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from benchmarks import peers
+from benchmarks.measure import measure, synchronize, told
+
+
+def scan_inputs(*, batch: int, channels: int, tokens: int, state: int, device: str, backward: bool, dtype: str = "float32") -> list[torch.Tensor]:
+    """Arguments of a scan as a Mamba layer makes them at its start: steps of 0.001 to 0.1, A from -1 to -N."""
+    torch.manual_seed(0)
+    kind = getattr(torch, dtype)
+    u, z, delta = (torch.randn(batch, channels, tokens, device=device, dtype=kind) for _ in range(3))
+    B, C = (torch.randn(batch, state, tokens, device=device, dtype=kind) for _ in range(2))
+    A = -torch.arange(1.0, state + 1, device=device).repeat(channels, 1)
+    D, bias = torch.ones(channels, device=device), torch.empty(channels, device=device).uniform_(-6.9, -2.3)
+    return [t.requires_grad_(backward) for t in (u, delta, A, B, C, D, z, bias)]
+
+
+def scan(*, peer: str, backward: bool, device: str = "cpu", runs: int = 5, warm_up: int = 1, **sizes) -> dict:
+    function = peers.SCANS[peer]()
+    given = scan_inputs(device=device, backward=backward, **sizes)
+    small = [t.detach()[..., :200].clone() if t.dim() == 3 else t.detach() for t in given]
+    expected = peers.homelib("reference")(*small)
+    error = ((function(*small) - expected).abs().max() / expected.abs().max()).item()
+    direction = torch.randn_like(given[0])
+
+    def run():
+        if not backward:
+            with torch.no_grad():
+                function(*given)
+        else:
+            torch.autograd.grad(function(*given), given, direction)
+
+    return {"error": error}, measure(run, runs=runs, warm_up=warm_up, device=device)
+
+
+def home(*, stage: int, tokens: int, looped: bool, backward: bool, batch: int = 1, device: str = "cpu", runs: int = 5, dtype: str = "float32") -> dict:
+    """The HoME layer of a stage of the paper's network, with stacked experts or with a loop over them."""
+    from homelib import HoME, ModelConfig
+    from homelib.network.home import Experts
+
+    config, i = ModelConfig(), stage - 1
+    torch.manual_seed(0)
+    layer = HoME(
+        config.channels[i],
+        group_size=config.group_size[i],
+        experts_local=config.experts_local[i],
+        slots_per_expert=config.slots_per_expert,
+        experts_global=config.experts_global[i],
+    ).to(device, getattr(torch, dtype))
+    x = torch.randn(batch, tokens, config.channels[i], device=device, dtype=getattr(torch, dtype), requires_grad=backward)
+    direction = torch.randn_like(x)
+    with torch.no_grad():
+        stacked = layer(x)
+    if looped:
+        Experts.forward = experts_in_a_loop
+    with torch.no_grad():
+        error = ((layer(x) - stacked).abs().max() / stacked.abs().max()).item()
+
+    def run():
+        if not backward:
+            with torch.no_grad():
+                layer(x)
+        else:
+            torch.autograd.grad(layer(x), [x, *layer.parameters()], direction)
+
+    return {"error": error}, measure(run, runs=runs, device=device)
+
+
+def experts_in_a_loop(self, x: torch.Tensor) -> torch.Tensor:
+    """`Experts.forward`, one expert after the other, as the released code does it."""
+    outputs = []
+    for e in range(x.shape[0]):
+        h = nn.functional.linear(x[e], self.weight_in[e], self.bias_in[e])
+        if self.glu:
+            h, gate = h.chunk(2, dim=-1)
+            h = h * nn.functional.gelu(gate)
+        else:
+            h = nn.functional.gelu(h)
+        outputs.append(nn.functional.linear(h, self.weight_out[e], self.bias_out[e]))
+    return torch.stack(outputs)
+
+
+def network(
+    *, which: str, size: int, backend: str = "auto", channels_last: bool = False, width: int = 48, classes: int = 3, device: str = "cpu", runs: int = 5,
+    warm_up: int = 1, parts: bool = False,
+) -> dict:  # fmt: skip
+    """A forward pass of a cube. `width`: channels of the first stage, 48 in the paper."""
+    model = build(which, backend=backend, width=width, classes=classes).to(device).eval()
+    x = torch.randn(1, 1, size, size, size, device=device)
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d)
+    seconds: dict[str, float] = {}
+
+    def run():
+        with torch.no_grad(), timed_parts(seconds, device) if parts else _nothing():
+            model(x)
+        return dict(seconds)
+
+    return {"parameters": sum(p.numel() for p in model.parameters())}, measure(run, runs=runs, warm_up=warm_up, device=device)
+
+
+def step(
+    *, which: str, size: int, batch: int, dtype: str, looped: bool = False, backend: str = "auto", channels_last: bool = False,
+    checkpointing: bool = False, classes: int = 3, device: str = "cuda:0", runs: int = 5, warm_up: int = 3,
+) -> dict:  # fmt: skip
+    """A training step: forward, Dice + cross-entropy, backward, AdamW."""
+    from homelib.network.home import Experts
+    from homelib.run.loss import segmentation_loss
+
+    if looped:
+        Experts.forward = experts_in_a_loop
+    model = build(which, backend=backend, classes=classes).to(device)
+    if checkpointing:
+        model.set_checkpointing(True)
+    x = torch.randn(batch, 1, size, size, size, device=device)
+    y = torch.randint(0, classes, x.shape, device=device)
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-5, fused=True)
+
+    def run():
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = model(x)
+        loss = segmentation_loss(logits, y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.item()}
+
+    return {}, measure(run, runs=runs, warm_up=warm_up, device=device)
+
+
+def build(which: str, *, backend: str, width: int = 48, classes: int = 3) -> nn.Module:
+    from homelib import MambaHoME, ModelConfig, SegMamba
+
+    torch.manual_seed(0)
+    ours = {"MambaHoME": MambaHoME, "SegMamba": SegMamba}
+    if which in ours:
+        channels = tuple(width * 2**i for i in range(4))
+        return ours[which](ModelConfig(out_channels=classes, channels=channels, hidden_channels=2 * channels[-1], scan_backend=backend))
+    return peers.networks(classes)[which]()
+
+
+@contextmanager
+def timed_parts(seconds: dict[str, float], device: str):
+    """Seconds of scan, HoME and convolutions (normalisation and activation are the rest) within one forward pass."""
+    from homelib.network import home, mamba
+
+    seconds.clear()
+    totals = defaultdict(float)
+
+    def timed(name: str, function: Callable) -> Callable:
+        def wrapper(*arguments, **keywords):
+            synchronize(device)
+            start = time.perf_counter()
+            result = function(*arguments, **keywords)
+            synchronize(device)
+            totals[name] += time.perf_counter() - start
+            return result
+
+        return wrapper
+
+    places = [
+        (mamba, "selective_scan", "scan"), (home.HoME, "forward", "HoME"), (nn.Conv3d, "forward", "convolutions"),
+        (nn.ConvTranspose3d, "forward", "convolutions"), (nn.InstanceNorm3d, "forward", "instance norm"),
+    ]  # fmt: skip
+    before = [getattr(place, name) for place, name, _ in places]
+    for (place, name, part), function in zip(places, before, strict=True):
+        setattr(place, name, timed(part, function))
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        for (place, name, _), function in zip(places, before, strict=True):
+            setattr(place, name, function)
+        whole = time.perf_counter() - start
+        seconds.update(totals | {"rest": whole - sum(totals.values())})
+
+
+@contextmanager
+def _nothing():
+    yield
+
+
+KINDS = {"scan": scan, "home": home, "network": network, "step": step}
+
+
+def main() -> None:
+    case = json.loads(sys.argv[1])
+    threads = case.pop("threads", None)
+    if threads:
+        torch.set_num_threads(threads)
+    kind = KINDS[case.pop("kind")]
+    try:
+        more, measured = kind(**case)
+    except (ImportError, torch.cuda.OutOfMemoryError) as error:
+        print(json.dumps({"skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"}))
+        return
+    measured.detail |= more
+    print(told(measured))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`make bench`: scan, HoME and the whole network on a CPU, beside their peers, in under ten minutes on two cores.
+
+    python -m benchmarks.cpu [scan] [home] [network] [scaling]
+
+Prints tables and writes benchmarks/results/cpu.json. Every ratio is over a peer measured in the same run.
+"""
+
+import argparse
+
+from benchmarks.measure import exponent, in_process, save, table
+
+SCAN = {"batch": 1, "channels": 96, "state": 16}
+LENGTH, LONG, SHORT = 32_768, 262_144, 2_048
+STAGE_TOKENS = (110_592, 13_824, 1_728, 216)  # at 96^3
+SIDES = (32, 48, 64, 96, 128)
+
+
+def scan(threads: int) -> dict:
+    """Forward and backward at 32,768 tokens; forward alone at 262,144; what is too slow for that at 2,048."""
+    rows = []
+    for peer, tokens, backward, runs in (
+        ("homelib numba", LENGTH, True, 5),
+        ("homelib blocked", LENGTH, True, 5),
+        ("mambapy pscan", LENGTH, True, 5),
+        ("homelib numba", LENGTH, False, 5),
+        ("homelib blocked", LENGTH, False, 5),
+        ("homelib reference", LENGTH, False, 5),
+        ("mambapy pscan", LENGTH, False, 5),
+        ("transformers sequential", LENGTH, False, 5),
+        ("mamba_ssm selective_scan_ref", LENGTH, False, 5),
+        ("homelib numba", SHORT, True, 5),
+        ("homelib reference", SHORT, True, 5),
+        ("transformers sequential", SHORT, True, 5),
+        ("mamba_ssm selective_scan_ref", SHORT, True, 5),
+        ("homelib numba", LONG, False, 5),
+    ):
+        done = in_process({"kind": "scan", "peer": peer, "backward": backward, "tokens": tokens, "runs": runs, **SCAN}, threads=threads)
+        what = f"{peer}, {tokens:,} tokens, forward{' and backward' if backward else ''}"
+        rows.append({"what": what, "peer": peer, "tokens": tokens, "backward": backward} | done)
+        if "seconds" in done:
+            rows[-1]["updates/s/core"] = SCAN["batch"] * SCAN["channels"] * SCAN["state"] * tokens / done["seconds"] / threads
+    ratios(rows, "homelib numba", ("tokens", "backward"))
+    table("Selective scan, D=96, N=16, float32", rows, ["what", "seconds", "peak_mib", "updates/s/core", "times slower", "times memory"])
+    return {"scan": rows}
+
+
+def home(threads: int) -> dict:
+    """Stacked experts and a loop over them, at the four stages of the paper's network on 96^3."""
+    rows = []
+    for stage, tokens in enumerate(STAGE_TOKENS, 1):
+        for backward in (False, True):
+            for looped in (False, True):
+                done = in_process({"kind": "home", "stage": stage, "tokens": tokens, "looped": looped, "backward": backward}, threads=threads)
+                what = f"stage {stage}, {'loop' if looped else 'stacked'}, forward{' and backward' if backward else ''}"
+                rows.append({"what": what, "peer": "loop" if looped else "stacked", "stage": stage, "backward": backward} | done)
+    ratios(rows, "stacked", ("stage", "backward"))
+    table("HoME layer, paper configuration, 96^3", rows, ["what", "seconds", "peak_mib", "times slower", "times memory"])
+    return {"home": rows}
+
+
+def network(threads: int) -> dict:
+    """Forward passes at 64^3: ours with the compiled scan, with the sequential one, and MONAI's networks."""
+    rows = []
+    for name, case in {
+        "MambaHoME": {"which": "MambaHoME", "parts": True},
+        "MambaHoME, channels_last": {"which": "MambaHoME", "channels_last": True, "parts": True},
+        "MambaHoME, sequential scan": {"which": "MambaHoME", "backend": "reference", "parts": True, "runs": 3},
+        "SegMamba": {"which": "SegMamba", "parts": True},
+        "SwinUNETR (48)": {"which": "SwinUNETR (48)"},
+        "SegResNet (32)": {"which": "SegResNet (32)"},
+        "DynUNet (32)": {"which": "DynUNet (32)"},
+    }.items():
+        done = in_process({"kind": "network", "size": 64, **case}, threads=threads)
+        rows.append({"what": name, "peer": name} | done)
+        if "detail" in done:
+            rows[-1] |= {"M parameters": done["detail"].pop("parameters") / 1e6, **done["detail"]}
+    ratios(rows, "MambaHoME", ())
+    parts = ["scan", "HoME", "convolutions", "instance norm", "rest"]
+    table("Forward pass of 64^3, paper configuration, float32", rows, ["what", "M parameters", "seconds", "peak_mib", "times slower", *parts])
+    return {"network": rows}
+
+
+def scaling(threads: int) -> dict:
+    """Exponents of time and memory in the number of tokens (scan, HoME) or voxels (network, a quarter of the paper's width)."""
+    rows = []
+    for what, case in (
+        ("scan, D=16, forward and backward", {"kind": "scan", "peer": "homelib numba", "backward": True, **SCAN, "channels": 16}),
+        ("HoME of stage 1, forward", {"kind": "home", "stage": 1, "looped": False, "backward": False}),
+        ("network, 12 to 96 channels, forward", {"kind": "network", "which": "MambaHoME", "width": 12}),
+    ):
+        found = []
+        for side in SIDES:
+            size = {"size": side} if case["kind"] == "network" else {"tokens": side**3}
+            found.append(in_process(case | size | {"runs": 5 if side < 96 else 3}, threads=threads))
+        kept = [(side**3, done) for side, done in zip(SIDES, found, strict=True) if "seconds" in done]
+        sizes = [size for size, _ in kept]
+        row = {"what": what, "tokens": sizes, "seconds": [done["seconds"] for _, done in kept], "MiB": [done["peak_mib"] for _, done in kept]}
+        row |= {"time exponent": exponent(sizes, row["seconds"]), "memory exponent": exponent(sizes, [max(m, 0.1) for m in row["MiB"]])}
+        rows.append(row | {f"s at {side}^3": s for side, s in zip(SIDES, row["seconds"], strict=False)} | {f"MiB at {SIDES[-1]}^3": row["MiB"][-1]})
+        rows += [{"what": f"{what}, {side}^3", "skipped": done["skipped"]} for side, done in zip(SIDES, found, strict=True) if "skipped" in done]
+    columns = ["what", *(f"s at {side}^3" for side in SIDES), f"MiB at {SIDES[-1]}^3", "time exponent", "memory exponent"]
+    table("Scaling from 32^3 to 128^3", rows, columns)
+    return {"scaling": rows}
+
+
+def ratios(rows: list[dict], base: str, alike: tuple[str, ...]) -> None:
+    """Seconds and memory over those of `base`, within rows that are alike in some columns."""
+    for row in rows:
+        of = next((r for r in rows if r["peer"] == base and all(r[k] == row[k] for k in alike) and "seconds" in r), None)
+        if of is not None and "seconds" in row:
+            row["times slower"] = row["seconds"] / of["seconds"]
+            row["times memory"] = row["peak_mib"] / max(of["peak_mib"], 0.1)
+
+
+PARTS = {"scan": scan, "home": home, "network": network, "scaling": scaling}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all, if none is named")
+    parser.add_argument("--threads", type=int, default=2)
+    told = parser.parse_args()
+    results = {"threads": told.threads}
+    for name in told.parts or PARTS:
+        results |= PARTS[name](told.threads)
+    if not told.parts:
+        print(f"\n{save('cpu', results)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Time and memory of one thing: medians, in a process of its own, so that no measurement sees another's memory or caches."""
+
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "triton", "numba", "monai", "mambapy", "transformers", "mamba-ssm", "causal-conv1d")
+RESULTS = Path(__file__).parent / "results"
+PATIENCE_SECONDS = 300
+
+
+@dataclass
+class Measured:
+    """What one process found: medians over `runs` after one run that does not count, and the most memory beyond what was there before."""
+
+    seconds: float
+    fastest: float
+    slowest: float
+    runs: int
+    peak_mib: float
+    detail: dict
+
+
+def measure(run: Callable[[], dict | None], *, runs: int = 5, warm_up: int = 1, device: str = "cpu") -> Measured:
+    """Time `run`, which may return details to keep (of its last call)."""
+    detail = {}
+    for _ in range(warm_up):
+        run()
+    times = []
+    reset_peak(device)
+    before = memory_now(device)
+    for _ in range(runs):
+        synchronize(device)
+        start = time.perf_counter()
+        detail = run() or {}
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    peak = memory_peak(device) - before
+    return Measured(statistics.median(times), min(times), max(times), runs, max(0.0, peak / 2**20), detail)
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: str) -> None:
+    gc.collect()
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    else:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def memory_now(device: str) -> int:
+    return _status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated(device)
+
+
+def memory_peak(device: str) -> int:
+    return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device)
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{field}: not in /proc/self/status; memory on a CPU is measured on Linux only.")
+
+
+def in_process(case: dict, *, threads: int) -> dict:
+    """Run `benchmarks.cases` with one case in a new process: what it measured, or {"skipped": reason}."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "benchmarks.cases", json.dumps(case)]
+    try:
+        done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"skipped": f"took more than {PATIENCE_SECONDS} s"}
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no word"]
+        return {"skipped": f"exit status {done.returncode}: {last[0]}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def told(measured: Measured) -> str:
+    return json.dumps(asdict(measured))
+
+
+def machine() -> dict:
+    """What the numbers were measured on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    cpu = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": date.today().isoformat(),
+        "cpu": (cpu or [platform.machine()])[0],
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def save(name: str, results: dict) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine()} | results, indent=1) + "\n")
+    return path
+
+
+def table(title: str, rows: list[dict], columns: list[str]) -> None:
+    """Print rows as text columns; a skipped one with its reason."""
+    print(f"\n{title}")
+    cells = [columns] + [[_cell(row.get(column)) for column in columns] for row in rows if "skipped" not in row]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  " + "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))))
+    for row in rows:
+        if "skipped" in row:
+            print(f"  {row['what']}: skipped, {row['skipped']}")
+    sys.stdout.flush()
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def exponent(sizes: list[int], values: list[float]) -> float:
+    """Slope of log(value) over log(size), by least squares."""
+    import numpy as np
+
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])

@@ -1,0 +1,107 @@
+"""The benchmarks measure what they say; a peer that is not there is skipped with its reason; ratios and exponents are right. No test times anything."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cases, cpu, measure, peers
+
+TINY = {"batch": 1, "channels": 3, "tokens": 300, "state": 2}
+
+
+def test_a_case_in_a_process_of_its_own_tells_time_memory_and_error():
+    told = measure.in_process({"kind": "scan", "peer": "homelib blocked", "backward": True, "runs": 3, **TINY}, threads=1)
+    assert told["runs"] == 3
+    assert 0 < told["fastest"] <= told["seconds"] <= told["slowest"]
+    assert told["peak_mib"] >= 0
+    assert told["detail"]["error"] < 1e-5
+
+
+def test_a_case_that_fails_is_skipped_with_its_reason():
+    told = measure.in_process({"kind": "scan", "peer": "homelib mamba_ssm", "backward": True, **TINY}, threads=1)
+    assert "mamba_ssm" in told["skipped"]
+
+
+def test_memory_is_the_most_that_was_there_at_a_time():
+    def run():
+        a = torch.ones(2**23)
+        b = torch.ones(2**23)
+        del a, b
+        torch.ones(2**20)
+
+    assert 60 < measure.measure(run, runs=2).peak_mib < 90  # two of 32 MiB, whatever came after
+
+
+@pytest.mark.parametrize("peer", peers.SCANS)
+def test_every_peer_that_is_there_computes_the_scan(peer):
+    try:
+        scan = peers.SCANS[peer]()
+        given = cases.scan_inputs(device="cpu", backward=False, **TINY)
+        found = scan(*given)
+    except Exception as error:
+        pytest.skip(f"{peer}: {str(error).splitlines()[0]}")
+    torch.testing.assert_close(found, peers.homelib("reference")(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_in_a_loop_are_the_stacked_ones():
+    from homelib.network.home import Experts
+
+    for glu in (True, False):
+        experts = Experts(3, 6, mult=2, glu=glu)
+        x = torch.randn(3, 5, 6)
+        torch.testing.assert_close(cases.experts_in_a_loop(experts, x), experts(x))
+
+
+def test_the_parts_of_a_forward_pass_add_up():
+    network = cases.build("MambaHoME", backend="auto", width=4)
+    seconds = {}
+    with torch.no_grad(), cases.timed_parts(seconds, "cpu"):
+        expected = network(torch.zeros(1, 1, 32, 32, 32))
+    assert set(seconds) == {"scan", "HoME", "convolutions", "instance norm", "rest"}
+    assert all(value > 0 for value in seconds.values())
+    with torch.no_grad():  # and everything is back in its place
+        torch.testing.assert_close(network(torch.zeros(1, 1, 32, 32, 32)), expected)
+    assert seconds.keys() == {"scan", "HoME", "convolutions", "instance norm", "rest"}
+
+
+def test_ratios_are_over_the_base_among_rows_that_are_alike():
+    rows = [
+        {"peer": "ours", "tokens": 1, "seconds": 2.0, "peak_mib": 10.0},
+        {"peer": "theirs", "tokens": 1, "seconds": 3.0, "peak_mib": 40.0},
+        {"peer": "ours", "tokens": 2, "seconds": 5.0, "peak_mib": 1.0},
+        {"peer": "theirs", "tokens": 2, "skipped": "not there"},
+        {"peer": "theirs", "tokens": 3, "seconds": 1.0, "peak_mib": 1.0},
+    ]
+    cpu.ratios(rows, "ours", ("tokens",))
+    assert [row.get("times slower") for row in rows] == [1.0, 1.5, 1.0, None, None]
+    assert [row.get("times memory") for row in rows] == [1.0, 4.0, 1.0, None, None]
+
+
+def test_an_exponent_is_the_slope_in_logarithms():
+    sizes = [10, 100, 1000]
+    assert measure.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+
+
+def test_results_name_the_machine_and_its_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    kept = json.loads(measure.save("cpu", {"rows": [1]}).read_text())
+    assert kept["rows"] == [1]
+    assert kept["machine"]["versions"]["torch"] == torch.__version__
+    assert kept["machine"]["cores"] >= 1
+
+
+def test_the_gpu_benchmark_says_that_it_needs_a_gpu(monkeypatch):
+    from benchmarks import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
+    with pytest.raises(SystemExit, match="finds no CUDA GPU here"):
+        gpu.main()
+
+
+def test_the_package_needs_none_of_the_benchmarks_peers():
+    needed = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert not any(peer in line for line in needed for peer in ("mambapy", "transformers", "mamba"))
