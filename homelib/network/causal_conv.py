@@ -5,7 +5,6 @@ On a GPU by the kernel of `causal_conv1d`, where that package was built and agre
 
 import functools
 import logging
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .scan.backends import undisturbed
 
-DEVICES = ("cuda",)
+KERNEL, DEVICES = "causal_conv1d", ("cuda",)
 TOLERANCE = 1e-4
 WIDTHS = (2, 3, 4)  # that the kernel was written for
 log = logging.getLogger(__name__)
@@ -22,8 +21,8 @@ log = logging.getLogger(__name__)
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """silu(conv(x)), (B, D, L) -> (B, D, L), with weight (D, 1, W) and bias (D,)."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    kernel, _ = compiled(str(x.device)) if weight.shape[-1] in WIDTHS else (None, "")
-    return kernel(x, weight, bias) if kernel else plain(x, weight, bias)
+    compiled = weight.shape[-1] in WIDTHS and used_on(str(x.device)) == KERNEL
+    return kernel(x, weight, bias) if compiled else plain(x, weight, bias)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -31,30 +30,33 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.silu(F.conv1d(F.pad(x, (weight.shape[-1] - 1, 0)), weight, bias, groups=weight.shape[0]))
 
 
+def kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from causal_conv1d import causal_conv1d_fn
+
+    return causal_conv1d_fn(x, weight[:, 0], bias, activation="silu")
+
+
 @torch.compiler.assume_constant_result
+def used_on(device: str) -> str:
+    """What computes the convolution on a device: "causal_conv1d", or "PyTorch", and why."""
+    return _tried(device)
+
+
 @functools.cache
-def compiled(device: str) -> tuple[Callable | None, str]:
-    """The kernel for a device, or None, and why."""
+def _tried(device: str) -> str:
     if torch.device(device).type not in DEVICES:
-        return None, f"PyTorch (causal_conv1d needs a {' or '.join(DEVICES)} device)"
+        return f"PyTorch ({KERNEL} needs a {' or '.join(DEVICES)} device)"
     try:
-        from causal_conv1d import causal_conv1d_fn
-
-        def kernel(x, weight, bias):
-            return causal_conv1d_fn(x, weight[:, 0], bias, activation="silu")
-
-        error = _difference(kernel, device)
-    except Exception as error:  # a package built for another CUDA raises anything
-        reason = f"PyTorch (causal_conv1d cannot be used: {type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        error = _difference(device)
+    except Exception as fault:  # a package built for another CUDA raises anything
+        told = f"PyTorch ({KERNEL} cannot be used: {type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})"
     else:
-        if error <= TOLERANCE:
-            return kernel, "causal_conv1d"
-        reason = f"PyTorch (causal_conv1d differs from it by {error:.1e} of the largest number on a small case)"
-    log.info("causal convolution on %s: %s", device, reason)
-    return None, reason
+        told = KERNEL if error <= TOLERANCE else f"PyTorch ({KERNEL} differs from it by {error:.1e} of the largest number on a small case)"
+    log.info("causal convolution on %s: %s", device, told)
+    return told
 
 
-def _difference(kernel: Callable, device: str) -> float:
+def _difference(device: str) -> float:
     """Largest difference to PyTorch in value and gradients, over the largest number of each."""
     generator = torch.Generator().manual_seed(0)
     with undisturbed():

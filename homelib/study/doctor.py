@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from ..network.causal_conv import compiled
+from ..network.causal_conv import used_on
 from ..network.scan.backends import report, resolve
 from ..paths import cache_dir, runs_dir
 
@@ -33,7 +33,7 @@ def examine() -> dict[str, dict[str, str]]:
     return {
         "machine": machine,
         "packages": {"homelib": homelib.__version__} | {name: _version(name) for name in PACKAGES},
-        **{f"selective scan on {device}": report(device) | {"causal convolution": compiled(device)[1]} for device in devices},
+        **{f"selective scan on {device}": report(device) | {"causal convolution": used_on(device)} for device in devices},
         "folders": {"cache": str(cache_dir()), "runs": str(runs_dir().resolve())},
     }
 

@@ -48,3 +48,9 @@ def test_bfloat16_autocast_is_close_to_float32():
 def test_a_wrong_backend_is_found_when_the_network_is_built():
     with pytest.raises(UserError, match=r"^backend: found 'numbra', expected 'auto' or one of .*Did you mean 'numba'\?$"):
         MambaMixer(8, backend="numbra")
+
+
+def test_the_mixer_compiles_in_one_piece():
+    """The choices of backends are constants to `torch.compile`; the scan stays one operator."""
+    mixer, x = MambaMixer(8), torch.randn(1, 30, 8)
+    torch.testing.assert_close(torch.compile(mixer, fullgraph=True, backend="aot_eager")(x), mixer(x))
