@@ -489,6 +489,22 @@ def test_the_sequence_is_cut_only_where_channels_are_too_few_for_the_cores():
     assert numba_cpu.pieces_for(1, 16, 300, 8) == 1  # pieces of 256 tokens at least
 
 
+def test_lanes_are_those_that_end_sooner():
+    """Two cores: 96 channels as twice 48 end before three times 32; where both end together, 32."""
+    assert [numba_cpu.lanes_for(1, channels, 2) for channels in (1, 32, 64, 96, 100, 192)] == [32, 32, 32, 48, 32, 32]
+    assert [numba_cpu.lanes_for(batch, 96, threads) for batch, threads in ((2, 2), (1, 1), (1, 3), (1, 4))] == [32, 32, 32, 32]
+
+
+@pytest.mark.parametrize("channels", [5, 48, 100])
+def test_numba_gives_the_same_with_more_lanes(channels, monkeypatch):
+    given = cast(inputs(channels=channels, tokens=70), torch.float32)
+    narrow = scan_and_gradients(given, "numba")
+    asked = []
+    monkeypatch.setattr(numba_cpu, "lanes_for", lambda *a: asked.append(a) or 48)
+    assert_agree(scan_and_gradients(given, "numba"), narrow, 1e-5)
+    assert asked
+
+
 @pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
 def test_numba_lets_no_nan_disappear(name):
     given = {key: t.detach().clone() for key, t in cast(inputs(channels=2, tokens=30), torch.float32).items()}

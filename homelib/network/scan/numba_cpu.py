@@ -12,6 +12,7 @@ Letters as in `reference`; g is the gradient of the state h.
 """
 
 import functools
+from types import FunctionType
 
 import numba
 import numpy as np
@@ -23,7 +24,7 @@ from .fused import operator
 
 DEVICES, FLOAT64 = ("cpu",), False
 T = np.uint64(16)  # tokens a tile
-LANES = np.uint64(32)
+LANES = np.uint64(32)  # or 48, where that shares the channels out better: see `lanes_for`
 R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = (np.uint64(i) * LANES for i in range(1, 11))  # where the second row of a tile begins, and so on
 MATH = {"contract", "reassoc", "nsz", "arcp"}  # may reorder sums, but infinities and NaN keep their meaning
 LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
@@ -43,18 +44,19 @@ def _outputs(u, delta, A):
 
 def _scan_forward(u, delta, A, B, C, D, z, bias, softplus):
     y, borders = _outputs(u, delta, A)
-    _run(forward_kernel, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), (y, borders), reverse=False)
+    _run(_forward, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), (y, borders), reverse=False)
     return y, borders
 
 
 def _scan_backward(dy, u, delta, A, B, C, D, z, bias, softplus, borders):
     (batch, channels, tokens), state = u.shape, A.shape[1]
-    groups, pieces = lane_groups(channels), pieces_for(batch, channels, tokens, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    groups, pieces = -(-channels // lanes_for(batch, channels, threads)), pieces_for(batch, channels, tokens, threads)
     du, ddelta, dz = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(u if z is None else z)
     dA, dD, dbias = u.new_empty(batch * pieces, state, channels), u.new_empty(batch * pieces, channels), u.new_empty(batch * pieces, channels)
     dB, dC = u.new_empty(groups, batch, tokens, state), u.new_empty(groups, batch, tokens, state)
     results = (dy, borders, du, ddelta, dz, dA, dB, dC, dD, dbias)
-    _run(backward_kernel, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), results, reverse=True)
+    _run(_backward, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), results, reverse=True)
     dB, dC = (t.sum(0).transpose(1, 2) for t in (dB, dC))
     gradients = (du, ddelta, dA.sum(0).T.contiguous(), dB, dC, dD.sum(0), dz, dbias.sum(0))
     return [None if given is None else gradient for given, gradient in zip((u, delta, A, B, C, D, z, bias), gradients, strict=True)]
@@ -63,13 +65,18 @@ def _scan_backward(dy, u, delta, A, B, C, D, z, bias, softplus, borders):
 _scan = operator("homelib::selective_scan_cpu", _scan_forward, _scan_backward, _outputs)
 
 
-def lane_groups(channels: int) -> int:
-    return -(-channels // int(LANES))
+def lanes_for(batch: int, channels: int, threads: int) -> int:
+    """Channels side by side: 32, or 48 where that ends sooner (96 channels are three groups of 32, too many or too few for two cores)."""
+
+    def time(lanes):
+        return -(-batch * -(-channels // lanes) // threads) * lanes
+
+    return 48 if time(48) < time(32) else 32
 
 
 def pieces_for(batch: int, channels: int, tokens: int, threads: int) -> int:
     """Pieces of the sequence that cores work on side by side. They cost a pass more, to learn what enters each: for over two cores a job."""
-    jobs = batch * lane_groups(channels)
+    jobs = batch * -(-channels // lanes_for(batch, channels, threads))
     return min(threads // jobs, max(1, tokens // 256)) if threads > 2 * jobs else 1
 
 
@@ -86,17 +93,17 @@ def _run(kernel, inputs: tuple[Tensor, ...], flags: tuple[bool, bool], results: 
     """
     u, A = inputs[0], inputs[2]
     threads = torch.get_num_threads()
-    pieces = pieces_for(*u.shape, threads)
+    compiled, pieces = _compiled(kernel, len(results), lanes_for(*u.shape[:2], threads)), pieces_for(*u.shape, threads)
     enters, leaves = (u.new_zeros(u.shape[0], pieces, A.shape[1], A.shape[0]) for _ in range(2))
     elapsed = u.new_empty(u.shape[0], pieces, A.shape[0])  # sum of a piece's step sizes
     arrays = [t.detach().numpy() for t in (*inputs, *results, enters, leaves, elapsed)]
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    kernel()(*flags, *arrays)
+    compiled(*flags, *arrays)
     if pieces > 1:
         decay = torch.exp(A.T * elapsed[:, :, None])
         for before, after in _neighbours(pieces, reverse):
             enters[:, after] = decay[:, before] * enters[:, before] + leaves[:, before]
-        kernel()(*flags, *arrays)
+        compiled(*flags, *arrays)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
@@ -311,15 +318,15 @@ def _backward(has_z, has_softplus, u, delta, A, B, C, D, z, bias, dy, borders, d
                 dA[b * pieces + piece, n, first + c] = states[n * R4 + R3 + c]
 
 
-def _compiled(kernel, results: int):
-    """A kernel for any strides, compiled at its first use (seconds, then kept on disk)."""
+@functools.cache
+def _compiled(kernel, results: int, lanes: int):
+    """A kernel for any strides, compiled at its first use (seconds, then kept on disk). Lanes are a constant of it: the function is copied with its own."""
+    rows = {f"R{i}": np.uint64(i * lanes) for i in range(1, 11)}
+    copy = FunctionType(kernel.__code__, globals() | rows | {"LANES": np.uint64(lanes)}, f"{kernel.__name__}_{lanes}")
+    copy.__qualname__ = copy.__name__  # the kept file bears it
     line, matrix, volume, hyper = (types.Array(types.float32, dimensions, "A") for dimensions in (1, 2, 3, 4))
     kinds = {1: line, 2: matrix, 3: volume, 4: hyper}
     inputs = (volume, volume, matrix, volume, volume, line, volume, line)
     shapes = {2: (3, 4), 10: (3, 4, 3, 3, 3, 3, 4, 4, 2, 2)}[results]
     signature = types.void(types.boolean, types.boolean, *inputs, *(kinds[d] for d in shapes), hyper, hyper, volume)
-    return njit(signature, parallel=True, cache=True, fastmath=MATH)(kernel)
-
-
-forward_kernel = functools.cache(lambda: _compiled(_forward, 2))
-backward_kernel = functools.cache(lambda: _compiled(_backward, 10))
+    return njit(signature, parallel=True, cache=True, fastmath=MATH)(copy)
