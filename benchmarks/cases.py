@@ -90,6 +90,32 @@ def experts_in_a_loop(self, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(outputs)
 
 
+def conv(*, channels: int, tokens: int, naive: bool, backward: bool, batch: int = 1, device: str = "cpu", runs: int = 5) -> dict:
+    """The convolution of a Mamba layer over half of its projection (B, L, 2 D), as the layer has it."""
+    from homelib.network.causal_conv import causal_conv
+
+    torch.manual_seed(0)
+    projection = torch.randn(batch, tokens, 2 * channels, device=device)
+    layer = nn.Conv1d(channels, channels, 4, groups=channels, padding=3).to(device)
+    given = [projection[..., :channels].mT.detach().requires_grad_(backward), layer.weight, layer.bias]
+
+    def forward():
+        if naive:
+            return nn.functional.silu(nn.functional.conv1d(*given, padding=3, groups=channels)[..., :tokens])
+        return causal_conv(*given)
+
+    direction = torch.randn(batch, channels, tokens, device=device)
+
+    def run():
+        if not backward:
+            with torch.no_grad():
+                forward()
+        else:
+            torch.autograd.grad(forward(), given, direction)
+
+    return {}, measure(run, runs=runs, device=device)
+
+
 def network(
     *, which: str, size: int, backend: str = "auto", channels_last: bool = False, width: int = 48, classes: int = 3, device: str = "cpu", runs: int = 5,
     warm_up: int = 1, parts: bool = False,
@@ -192,7 +218,7 @@ def _nothing():
     yield
 
 
-KINDS = {"scan": scan, "home": home, "network": network, "step": step}
+KINDS = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
 
 
 def main() -> None:

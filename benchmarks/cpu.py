@@ -1,6 +1,6 @@
 """`make bench`: scan, HoME and the whole network on a CPU, beside their peers, in under ten minutes on two cores.
 
-    python -m benchmarks.cpu [scan] [home] [network] [scaling]
+    python -m benchmarks.cpu [scan] [conv] [home] [network] [scaling]
 
 Prints tables and writes benchmarks/results/cpu.json. Every ratio is over a peer measured in the same run.
 """
@@ -58,14 +58,30 @@ def home(threads: int) -> dict:
     return {"home": rows}
 
 
+def conv(threads: int) -> dict:
+    """The causal convolution before the scan, as `Conv1d` padded on both sides and cut, and as homelib has it; stages 1 and 4 at 96^3."""
+    rows = []
+    for channels, tokens in ((96, STAGE_TOKENS[0]), (768, STAGE_TOKENS[3])):
+        for backward in (False, True):
+            for naive in (False, True):
+                done = in_process({"kind": "conv", "channels": channels, "tokens": tokens, "naive": naive, "backward": backward}, threads=threads)
+                name = "naive Conv1d" if naive else "homelib"
+                what = f"{name}, D={channels}, {tokens:,} tokens, forward{' and backward' if backward else ''}"
+                rows.append({"what": what, "peer": name, "channels": channels, "backward": backward} | done)
+    ratios(rows, "homelib", ("channels", "backward"))
+    table("Causal convolution and SiLU", rows, ["what", "seconds", "peak_mib", "times slower", "times memory"])
+    return {"conv": rows}
+
+
 def network(threads: int) -> dict:
     """Forward passes at 64^3: ours with the compiled scan, with the sequential one, and MONAI's networks."""
     rows = []
     for name, case in {
-        "MambaHoME": {"which": "MambaHoME", "parts": True},
-        "MambaHoME, channels_last": {"which": "MambaHoME", "channels_last": True, "parts": True},
-        "MambaHoME, sequential scan": {"which": "MambaHoME", "backend": "reference", "parts": True, "runs": 3},
-        "SegMamba": {"which": "SegMamba", "parts": True},
+        "MambaHoME": {"which": "MambaHoME", "channels_last": True, "parts": True},
+        "MambaHoME, not channels_last": {"which": "MambaHoME", "parts": True},
+        "MambaHoME, sequential scan": {"which": "MambaHoME", "channels_last": True, "backend": "reference", "parts": True},
+        "MambaHoME, sequential scan, not channels_last": {"which": "MambaHoME", "backend": "reference", "parts": True},
+        "SegMamba": {"which": "SegMamba", "channels_last": True, "parts": True},
         "SwinUNETR (48)": {"which": "SwinUNETR (48)"},
         "SegResNet (32)": {"which": "SegResNet (32)"},
         "DynUNet (32)": {"which": "DynUNet (32)"},
@@ -86,7 +102,7 @@ def scaling(threads: int) -> dict:
     for what, case in (
         ("scan, D=16, forward and backward", {"kind": "scan", "peer": "homelib numba", "backward": True, **SCAN, "channels": 16}),
         ("HoME of stage 1, forward", {"kind": "home", "stage": 1, "looped": False, "backward": False}),
-        ("network, 12 to 96 channels, forward", {"kind": "network", "which": "MambaHoME", "width": 12}),
+        ("network, 12 to 96 channels, forward", {"kind": "network", "which": "MambaHoME", "width": 12, "channels_last": True}),
     ):
         found = []
         for side in SIDES:
@@ -112,7 +128,7 @@ def ratios(rows: list[dict], base: str, alike: tuple[str, ...]) -> None:
             row["times memory"] = row["peak_mib"] / max(of["peak_mib"], 0.1)
 
 
-PARTS = {"scan": scan, "home": home, "network": network, "scaling": scaling}
+PARTS = {"scan": scan, "conv": conv, "home": home, "network": network, "scaling": scaling}
 
 
 def main() -> None:
