@@ -39,7 +39,7 @@ rm -f "$ready"
 # Where there is an NVIDIA GPU, a CPU wheel in such a folder must not win over the CUDA build.
 source_of_torch=(--torch-backend cpu)
 wheels=()
-size="about 1 minute on a fast line, 2.4 GB on disk"
+size="about 1 minute on a fast line, 3.4 GB on disk"
 if nvidia-smi >/dev/null 2>&1; then
     source_of_torch=(--torch-backend auto)
     size="some minutes, about 8 GB on disk with PyTorch's CUDA build"

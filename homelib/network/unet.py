@@ -37,10 +37,11 @@ class DynamicTanh(nn.Module):
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """Instance norm without parameters. On a CPU PyTorch's own copies a channels_last tensor twice; its group norm, a channel a group, does not."""
+    """Instance norm without parameters. On a CPU PyTorch's own copies a channels_last tensor twice; its group norm, a channel a group, does
+    not, but its backward pass gains nothing by that."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d):
+        if x.is_cpu and not torch.is_grad_enabled() and x.is_contiguous(memory_format=torch.channels_last_3d):
             return F.group_norm(x, self.num_features, eps=self.eps)
         return super().forward(x)
 

@@ -188,12 +188,14 @@ def test_without_a_config_it_is_the_papers():
 
 
 def test_channels_last_changes_no_value(tiny):
-    """Another norm runs then on a CPU; values and gradients stay. In float64, for nothing else tells rounding from error."""
+    """Another norm runs then on a CPU where no gradient is wanted; values and gradients stay. In float64, for nothing else tells rounding from error."""
     network, x = MambaHoME(tiny).double(), torch.randn(2, 1, 20, 33, 16, dtype=torch.float64)
     plain = network(x)
     gradients = torch.autograd.grad(plain.square().mean(), list(network.parameters()))
     network = network.to(memory_format=torch.channels_last_3d)
     last = network(x)
     torch.testing.assert_close(last, plain, rtol=1e-9, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), plain, rtol=1e-9, atol=1e-10)
     for a, b in zip(torch.autograd.grad(last.square().mean(), list(network.parameters())), gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9 * b.abs().max().item() + 1e-12)
