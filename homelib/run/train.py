@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
 
 from ..config import IGNORE, Settings, TrainingConfig
 from ..data.loading import Patches

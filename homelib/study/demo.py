@@ -1,6 +1,7 @@
 """The demo's two runs: trained on one patient, tested on the other. Notebooks and the command line come here for them."""
 
 import multiprocessing
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
 
 from ..config import Settings, override, preset
 from ..data.cases import demo_data, the_one, with_demo_cases
@@ -106,7 +107,10 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True)
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     work = {name: context.Process(target=_train_in_process, args=(demo, cores // len(todo), errors), daemon=True) for name, demo in todo.items()}
-    bars = {name: tqdm(total=demo.settings.training.steps, desc=demo.run.name, disable=not progress, mininterval=10, miniters=1) for name, demo in todo.items()}
+    steps = sum(demo.settings.training.steps for demo in todo.values())
+    bar = tqdm(
+        total=steps, desc=", ".join(demo.run.name for demo in todo.values()), unit="step", disable=not progress, mininterval=10, miniters=1, file=sys.stdout
+    )
     try:
         for process in work.values():
             process.start()
@@ -114,13 +118,12 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True)
         while running:
             time.sleep(0.5)
             running = any(process.is_alive() for process in work.values())
-            for name, demo in todo.items():
-                bars[name].update(demo.run.status.get("steps", 0) - bars[name].n)
+            bar.update(sum(demo.run.status.get("steps", 0) for demo in todo.values()) - bar.n)
     finally:
-        for name, process in work.items():
+        bar.close()
+        for process in work.values():
             if process.is_alive():  # this process was interrupted; each run goes on from its last checkpoint when asked again
                 process.terminate()
-            bars[name].close()
     if not errors.empty():
         raise UserError(errors.get())
     if died := {name: process.exitcode for name, process in work.items() if process.exitcode}:
