@@ -108,7 +108,7 @@ def test_an_unknown_command_or_option_is_refused(home):
 def test_doctor_names_versions_device_and_backend(home):
     status, out, _ = home("doctor")
     assert status == 0
-    for told in ("torch", "homelib", "auto means", "backends", "mamba_ssm", "cache", "runs"):
+    for told in ("torch", "homelib", "numba", "triton", "mamba_ssm", "causal convolution", "cache", "runs"):
         assert re.search(rf"^  {told} +\S", out, re.MULTILINE), told
 
 
