@@ -94,7 +94,7 @@ def fast(request, monkeypatch):
     dtype, tolerance = (torch.float64, 1e-11) if backend == "blocked" else (torch.float32, 2e-5)
 
     def check(given, *, softplus=True):
-        if backend == "triton" and given["u"].shape[-1] * given["A"].shape[-1] > 4_200:
+        if backend == "triton" and given["u"].shape[-1] * given["A"].shape[-1] > 1_100:
             pytest.skip("Triton's kernels run as Python are too slow for so many tokens and states")
         ours = scan_and_gradients(cast(given, dtype) if dtype != torch.float64 else given, backend, softplus=softplus)
         assert all(torch.isfinite(tensor).all() for tensor in ours.values())
@@ -149,7 +149,7 @@ def test_agrees_for_steps_so_large_that_the_state_forgets_all(softplus, fast):
     fast(given, softplus=softplus)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 300, 16), (1, 7, 100, 5), (3, 1, 100, 3), (1, 33, 40, 4), (2, 70, 20, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 65, 16), (1, 7, 100, 5), (3, 1, 100, 3), (1, 33, 40, 4), (2, 70, 20, 3)], ids=str)
 def test_agrees_for_few_and_odd_channels(shape, fast):
     fast(inputs(*shape))
 
@@ -179,7 +179,7 @@ def test_blocked_agrees_in_float32(monkeypatch):
 @pytest.mark.parametrize("in_float32", [("A", "D", "delta_bias"), ()], ids=["as the mixer hands them over", "all bfloat16"])
 def test_bfloat16_in_and_out_and_float32_between(in_float32, fast):
     """Both backends compute in float32, so they agree far better than bfloat16 could (0.4 % a step), but for the last place, which may be rounded otherwise."""
-    given = inputs(tokens=500, dtype=torch.bfloat16, without=() if in_float32 else ("delta_bias",))
+    given = inputs(tokens=250, dtype=torch.bfloat16, without=() if in_float32 else ("delta_bias",))
     given = {name: (t.detach().float() if name in in_float32 else t.detach()).requires_grad_() for name, t in given.items()}
     ours, oracle = scan_and_gradients(given, fast.backend), scan_and_gradients(given, "reference")
     assert ours["y"].dtype == torch.bfloat16
@@ -192,7 +192,7 @@ def test_bfloat16_in_and_out_and_float32_between(in_float32, fast):
 
 
 def test_the_same_call_gives_the_same_bits(fast):
-    given = cast(inputs(channels=9, tokens=200, state=16), torch.float32)
+    given = cast(inputs(channels=9, tokens=200, state=5), torch.float32)
     first, again = scan_and_gradients(given, fast.backend), scan_and_gradients(given, fast.backend)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -450,7 +450,7 @@ def test_mamba_ssm_is_handed_what_its_kernels_take(fresh, monkeypatch):
     monkeypatch.setattr(module, "DEVICES", ("cpu",))
     health.cache_clear()
     assert health("mamba_ssm", "cpu").works
-    monkeypatch.delitem(sys.modules, "homelib.network.scan.mamba_ssm_gpu")
+    del sys.modules["homelib.network.scan.mamba_ssm_gpu"]
 
 
 def test_a_compiled_function_goes_through_the_operator():
