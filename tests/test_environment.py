@@ -121,7 +121,10 @@ def test_constraints_leave_the_torch_build_to_the_machine():
     assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "environment.yml", "constraints-cpu.txt", "Makefile", "scripts/make_env.sh", "scripts/make_peers.sh", ".ci/run"])
+SET_UP = ["pyproject.toml", "environment.yml", "constraints-cpu.txt", "Makefile", "scripts/make_env.sh", "scripts/make_peers.sh", ".ci/run"]
+
+
+@pytest.mark.parametrize("name", SET_UP)
 def test_no_registry_host_or_path_of_one_machine(name):
     text = (ROOT / name).read_text()
     assert not re.findall(r"\w+://\S*|\b[\w.-]+\.(?:org|com|io|net)\b|--(?:extra-)?index-url", text)
