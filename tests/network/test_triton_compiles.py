@@ -1,0 +1,51 @@
+"""Triton's kernels compile to machine code for a GPU, which needs none: what its interpreter lets pass, the compiler may not."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMPILE = """
+import re
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from homelib.network.scan import triton_gpu
+
+kernel = getattr(triton_gpu, sys.argv[1])
+constants = {
+    "REVERSE": True, "HAS_D": True, "HAS_Z": True, "HAS_BIAS": True, "SOFTPLUS": True, "T": triton_gpu.TOKENS, "BLOCK": triton_gpu.CHANNELS,
+    "ROWS": triton_gpu.CHAIN[0], "COLUMNS": triton_gpu.CHAIN[1],
+}
+whole = re.compile(r"[a-zA-Z]_[bdnl]|tokens|channels|state|chunks")
+
+
+def kind(name):
+    if name in constants:
+        return "constexpr"
+    if whole.fullmatch(name):
+        return "i32"
+    return "*bf16" if name in ("u", "y", "du") else "*fp32"
+
+
+signature = {name: kind(name) for name in kernel.arg_names}
+source = ASTSource(fn=kernel, signature=signature, constexprs={name: constants[name] for name in kernel.arg_names if name in constants})
+warps = triton_gpu.WARPS_BACKWARD if "backward" in sys.argv[1] else triton_gpu.WARPS
+made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+print("bytes", len(made.asm["cubin"]))
+"""
+
+
+@pytest.mark.parametrize("kernel", ["_ends", "_chain_chunks", "_apply", "_apply_backward"])
+def test_a_kernel_compiles_for_compute_capability_9(kernel, tmp_path):
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE, kernel], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split("bytes")[1]) > 1000
