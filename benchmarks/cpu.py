@@ -2,7 +2,7 @@
 
     python -m benchmarks.cpu [scan] [conv] [home] [network] [scaling]
 
-Prints tables and writes benchmarks/results/cpu.json. Every ratio is over a peer measured in the same run.
+Prints tables and writes benchmarks/results/cpu.json (cpu-scan.json for that part alone). Every ratio is over a peer measured in the same run.
 """
 
 import argparse
@@ -139,8 +139,7 @@ def main() -> None:
     results = {"threads": told.threads}
     for name in told.parts or PARTS:
         results |= PARTS[name](told.threads)
-    if not told.parts:
-        print(f"\n{save('cpu', results)}")
+    print(f"\n{save('-'.join(['cpu', *told.parts]), results)}")
 
 
 if __name__ == "__main__":

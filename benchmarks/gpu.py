@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [scan] [home] [step] [scaling]
 
 Needs torch and triton, and of homelib's own dependencies einops, pydantic, numpy and monai; no network. What cannot be imported is skipped with
-its reason. Prints tables and writes benchmarks/results/gpu.json.
+its reason. Prints tables and writes benchmarks/results/gpu.json (gpu-scan.json for that part alone).
 """
 
 import argparse
@@ -98,8 +98,7 @@ def main() -> None:
     results = {}
     for name in told.parts or PARTS:
         results |= PARTS[name]()
-    if not told.parts:
-        print(f"\n{save('gpu', results)}")
+    print(f"\n{save('-'.join(['gpu', *told.parts]), results)}")
 
 
 if __name__ == "__main__":

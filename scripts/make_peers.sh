@@ -8,7 +8,7 @@ mkdir -p "$target"
 pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --target "$target" --upgrade)
 
 "${pip[@]}" --no-deps 'mambapy>=1.2' || echo "make bench: mambapy cannot be had" >&2
-"${pip[@]}" --no-deps 'transformers>=5.20' 'huggingface-hub>=1.31,<3' 'tokenizers>=0.23.1,<0.24' regex hf-xet || echo "make bench: transformers cannot be had" >&2
+"${pip[@]}" -c constraints-cpu.txt 'transformers>=5.20' || echo "make bench: transformers cannot be had" >&2
 # Only its slow reference is wanted, a plain Python function: no kernels are built.
 MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE "${pip[@]}" --no-deps --no-build-isolation 'mamba-ssm==2.3.2.post1' ||
     echo "make bench: mamba-ssm cannot be had" >&2
