@@ -50,13 +50,8 @@ class RandPatchd(Randomizable, MapTransform):
         matrix = turn * (1 + self.R.uniform(-1, 1, 3) * self.scaling)  # a step of the patch, in voxels of the scan
         middle = (self.size - 1) / 2
         offset = corner + middle - matrix @ middle
-        if not (self.rotation_degrees or self.scaling):
-            cut = [_crop(image, corner, self.size, self.beyond), _crop(label, corner, self.size, 0)]
-        else:
-            cut = [
-                affine_transform(image - self.beyond, matrix, offset, tuple(self.size), order=1, mode="grid-constant", prefilter=False) + self.beyond,
-                affine_transform(label, matrix, offset, tuple(self.size), order=0, mode="grid-constant", prefilter=False),
-            ]
+        how = {"output_shape": tuple(self.size), "mode": "grid-constant", "prefilter": False}
+        cut = affine_transform(image - self.beyond, matrix, offset, order=1, **how) + self.beyond, affine_transform(label, matrix, offset, order=0, **how)
         return sample | dict(zip(self.keys, [part[None] for part in cut], strict=True))
 
     def _corner(self, label: np.ndarray) -> np.ndarray:
@@ -69,14 +64,6 @@ class RandPatchd(Randomizable, MapTransform):
             voxels = np.flatnonzero(label == self.R.choice(present))
             corner = np.clip(np.unravel_index(self.R.choice(voxels), label.shape) - self.size // 2, lowest, highest)
         return corner
-
-
-def _crop(volume: np.ndarray, corner: np.ndarray, size: np.ndarray, beyond: float) -> np.ndarray:
-    patch = np.full(size, beyond, volume.dtype)
-    start, end = np.maximum(corner, 0), np.minimum(corner + size, volume.shape)
-    inside = tuple(map(slice, start - corner, end - corner))
-    patch[inside] = volume[tuple(map(slice, start, end))]
-    return patch
 
 
 class RandContrastPhased(RandomizableTransform, MapTransform):

@@ -75,6 +75,23 @@ def test_a_kernel_that_agrees_is_used_with_the_weights_it_wants(kernel):
     assert len(calls) == tried
 
 
+def test_a_kernel_first_met_under_autocast_is_judged_in_float32(kernel):
+    """Else the half precision of PyTorch's own convolution would be held against the kernel."""
+    seen = []
+
+    def agrees(x, weight, bias, activation):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plain(x, weight[:, None], bias)
+
+    def exact(x, weight, bias, activation):  # float64 within: autocast leaves it alone
+        return agrees(x.double(), weight.double(), bias.double(), activation).to(x.dtype)
+
+    kernel(exact)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert used_on("cpu") == "causal_conv1d"
+    assert seen == [False]
+
+
 @pytest.mark.parametrize(
     ("function", "told"),
     [

@@ -97,7 +97,11 @@ def report(device: str) -> dict[str, str]:
 @contextlib.contextmanager
 def undisturbed():
     """Leaves outside whatever the caller is doing: autocast, inference, tracing, counting of operations."""
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+    with contextlib.ExitStack() as stack:
+        for quiet in (_disable_current_modes(), torch.inference_mode(False), torch.enable_grad()):
+            stack.enter_context(quiet)
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
@@ -130,12 +134,10 @@ def _parity(scan, device: str) -> Health:
 
 def _results(scan, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """y and every gradient, for one fixed direction."""
-    device = given["u"].device
-    with torch.autocast(device.type, enabled=False):
-        given = {name: t.requires_grad_() for name, t in given.items()}
-        y = scan(*given.values(), True)
-        gradients = torch.autograd.grad(y, list(given.values()), torch.sin(torch.arange(y.numel(), device=device)).view_as(y))
-        return {"y": y.detach()} | {f"the gradient of {name}": g for name, g in zip(given, gradients, strict=True)}
+    given = {name: t.requires_grad_() for name, t in given.items()}
+    y = scan(*given.values(), True)
+    gradients = torch.autograd.grad(y, list(given.values()), torch.sin(torch.arange(y.numel(), device=y.device)).view_as(y))
+    return {"y": y.detach()} | {f"the gradient of {name}": g for name, g in zip(given, gradients, strict=True)}
 
 
 def _tiny_case(device: str) -> dict[str, Tensor]:
