@@ -56,8 +56,8 @@ def test_every_peer_that_is_there_computes_the_scan(peer):
         {"kind": "conv", "channels": 3, "tokens": 40, "naive": True, "backward": False},
         {"kind": "home", "stage": 4, "tokens": 300, "looped": True, "backward": True},
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "channels_last": True, "parts": True},
-        {"kind": "network", "which": "SegResNet (32)", "size": 16},
-        {"kind": "network", "which": "DynUNet (32)", "size": 16},
+        {"kind": "network", "which": "SegResNet (32)", "size": 32},
+        {"kind": "network", "which": "DynUNet (32)", "size": 32},
     ],
     ids=lambda case: case.get("which", case["kind"]),
 )
