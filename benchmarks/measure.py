@@ -1,5 +1,6 @@
 """Time and memory of one thing: medians, in a process of its own, so that no measurement sees another's memory or caches."""
 
+import ctypes
 import gc
 import json
 import os
@@ -23,7 +24,9 @@ PATIENCE_SECONDS = 300
 
 @dataclass
 class Measured:
-    """What one process found: medians over `runs` after one run that does not count, and the most memory beyond what was there before."""
+    """What one process found: medians over `runs` after one run that does not count; and the most memory that one more run held at a time,
+    beyond what was there before. On a CPU that is the resident memory, with an allocator that hands large blocks back when they are freed
+    (glibc otherwise keeps some, as it happens): of all that is measured alike."""
 
     seconds: float
     fastest: float
@@ -39,14 +42,18 @@ def measure(run: Callable[[], dict | None], *, runs: int = 5, warm_up: int = 1, 
     for _ in range(warm_up):
         run()
     times = []
-    reset_peak(device)
-    before = memory_now(device)
     for _ in range(runs):
         synchronize(device)
         start = time.perf_counter()
         detail = run() or {}
         synchronize(device)
         times.append(time.perf_counter() - start)
+    if device == "cpu":
+        hand_back_freed_memory()
+    run()
+    reset_peak(device)
+    before = memory_now(device)
+    run()
     peak = memory_peak(device) - before
     return Measured(statistics.median(times), min(times), max(times), runs, max(0.0, peak / 2**20), detail)
 
@@ -54,6 +61,13 @@ def measure(run: Callable[[], dict | None], *, runs: int = 5, warm_up: int = 1, 
 def synchronize(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize(device)
+
+
+def hand_back_freed_memory() -> None:
+    """From now on, for blocks over 1 MiB (mallopt(3), M_MMAP_THRESHOLD is -3)."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 2**20)
+    libc.malloc_trim(0)
 
 
 def reset_peak(device: str) -> None:

@@ -73,6 +73,7 @@ class AugmentConfig(_Frozen):
     contrast_phase: float = Field(0.0, ge=0, le=1, description="probability of another contrast phase, by the manifest's contrast_ranges")
     class_centred: float = Field(0.0, ge=0, le=1, description="probability that a patch is centred on a voxel of a class drawn at random")
     overhang: float = Field(0.0, ge=0, lt=1, description="part of a patch that may lie beyond the scan's lower or upper end, as if the scan ended there")
+    holes: float = Field(0.0, ge=0, le=1, description="probability that boxes of a patch, up to half as long as it, are emptied: air that is no class")
     rotation_degrees: float = Field(0.0, ge=0, le=180)
     scaling: float = Field(0.0, ge=0, lt=1, description="scale factor drawn from 1 - s to 1 + s")
     intensity_shift: float = Field(0.0, ge=0, le=1, description="of the unit range")

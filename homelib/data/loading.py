@@ -10,6 +10,7 @@ import torch
 from monai.transforms import (
     Compose,
     RandAdjustContrastd,
+    RandCoarseDropoutd,
     RandGaussianNoised,
     RandGaussianSmoothd,
     RandShiftIntensityd,
@@ -23,6 +24,8 @@ from ..errors import UserError
 from .manifest import Manifest, Range, load_manifest
 from .prepare import PreparedCase
 from .transforms import RandContrastPhased, RandPatchd
+
+HOLES = 3  # at most, in one patch
 
 
 def window(image: np.ndarray, manifest: Manifest) -> np.ndarray:
@@ -71,6 +74,9 @@ def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: Augme
         offsets = {manifest.class_names.index(name): span for name, span in contrast_ranges.items()}
         steps.append(RandContrastPhased(both, offsets, prob=augment.contrast_phase))
     steps.append(ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True))
+    if augment.holes:
+        smallest, largest = ([max(1, n // part) for n in patch_voxels] for part in (8, 2))
+        steps.append(RandCoarseDropoutd(both, 1, smallest, fill_value=0, max_holes=HOLES, max_spatial_size=largest, prob=augment.holes))
     if augment.smoothing_voxels:
         sigma = (0.1, augment.smoothing_voxels)
         steps.append(RandGaussianSmoothd("image", sigma, sigma, sigma, prob=0.3))

@@ -515,9 +515,9 @@ def test_numba_lets_no_nan_disappear(name):
 def test_numbas_operator_is_one_that_pytorch_can_trace():
     """Schema, fake tensors, autograd registration and compilation, by PyTorch's own check."""
     given = cast(inputs(channels=3, tokens=20), torch.float32)
-    torch.library.opcheck(numba_cpu._scan, (*given.values(), True))
+    torch.library.opcheck(numba_cpu._scan, (*given.values(), True, True))
     without = cast(inputs(channels=3, tokens=20, without=("D", "z", "delta_bias")), torch.float32)
-    torch.library.opcheck(numba_cpu._scan, (*without.values(), None, None, None, False))
+    torch.library.opcheck(numba_cpu._scan, (*without.values(), None, None, None, False, False))
 
 
 def test_numba_keeps_no_state_but_those_at_the_tiles_borders():
@@ -527,6 +527,17 @@ def test_numba_keeps_no_state_but_those_at_the_tiles_borders():
     with PeakNumbers() as mode:
         scan_and_gradients(given, "numba")
     assert mode.peak < channels * tokens * state / 3
+
+
+def test_numba_keeps_nothing_where_no_backward_pass_will_follow():
+    given = inputs(1, 32, 4096, 64, dtype=torch.float32)
+    tensors = [t.detach() for t in given.values()]
+    for keep, tiles in ((True, 4096 // int(numba_cpu.T)), (False, 0)):
+        y, kept = numba_cpu._scan(*tensors, True, keep)
+        assert kept.shape == (1, tiles, 64, 32)
+    with torch.no_grad(), PeakNumbers() as mode:
+        selective_scan(**given, delta_softplus=True, backend="numba")
+    assert mode.peak < 1.1 * y.numel()
 
 
 # ---------------------------------------------------------------- GPU

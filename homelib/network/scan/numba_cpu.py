@@ -20,10 +20,10 @@ import torch
 from numba import njit, prange, types
 from torch import Tensor
 
-from .fused import operator
+from .fused import operator, will_differentiate
 
 DEVICES, FLOAT64 = ("cpu",), False
-T = np.uint64(16)  # tokens a tile
+T = np.uint64(64)  # tokens a tile: the more, the fewer states are kept at borders; the backward pass holds 2 T N LANES numbers in its cache
 LANES = np.uint64(32)  # or 48, where that shares the channels out better: see `lanes_for`
 R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = (np.uint64(i) * LANES for i in range(1, 11))  # where the second row of a tile begins, and so on
 MATH = {"contract", "reassoc", "nsz", "arcp"}  # may reorder sums, but infinities and NaN keep their meaning
@@ -33,17 +33,18 @@ ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     """Same arguments and result as `reference.scan`, for CPU tensors; the state is float32."""
-    y, _ = _scan(*(None if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)), delta_softplus)
+    tensors = [None if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)]
+    y, _ = _scan(*tensors, delta_softplus, will_differentiate(*tensors))
     return y.to(u.dtype)
 
 
-def _outputs(u, delta, A):
+def _outputs(u, delta, A, keep):
     """y (B, D, L), and the states at the tiles' borders (B, tiles, N, D)."""
-    return torch.empty_like(u), u.new_empty(u.shape[0], -(-u.shape[2] // int(T)), A.shape[1], u.shape[1])
+    return torch.empty_like(u), u.new_empty(u.shape[0], -(-u.shape[2] // int(T)) if keep else 0, A.shape[1], u.shape[1])
 
 
-def _scan_forward(u, delta, A, B, C, D, z, bias, softplus):
-    y, borders = _outputs(u, delta, A)
+def _scan_forward(u, delta, A, B, C, D, z, bias, softplus, keep):
+    y, borders = _outputs(u, delta, A, keep)
     _run(_forward, _inputs(u, delta, A, B, C, D, z, bias), (z is not None, softplus), (y, borders), reverse=False)
     return y, borders
 
@@ -168,7 +169,8 @@ def store(tile, row, rows, target, b, first, wide, start, count):
 
 def _forward(has_z, has_softplus, u, delta, A, B, C, D, z, bias, y, borders, enters, leaves, elapsed):
     batch, channels, tokens, state = np.uint64(u.shape[0]), np.uint64(u.shape[1]), np.uint64(u.shape[2]), np.uint64(A.shape[1])
-    groups, pieces, tiles = (channels + LANES - np.uint64(1)) // LANES, np.uint64(enters.shape[1]), np.uint64(borders.shape[1])
+    groups, pieces, tiles = (channels + LANES - np.uint64(1)) // LANES, np.uint64(enters.shape[1]), (tokens + T - np.uint64(1)) // T
+    keep = borders.shape[1] > 0
     for job in prange(np.int64(batch * groups * pieces)):
         piece, group, b = np.uint64(job) % pieces, np.uint64(job) // pieces % groups, np.uint64(job) // pieces // groups
         first = group * LANES
@@ -186,9 +188,10 @@ def _forward(has_z, has_softplus, u, delta, A, B, C, D, z, bias, y, borders, ent
         for i in range(tiles * piece // pieces, tiles * (piece + np.uint64(1)) // pieces):
             start = i * T
             count = min(T, tokens - start)
-            for n in range(state):
-                for c in range(wide):
-                    borders[b, i, n, first + c] = states[n * R2 + R1 + c]
+            if keep:
+                for n in range(state):
+                    for c in range(wide):
+                        borders[b, i, n, first + c] = states[n * R2 + R1 + c]
             load(tile, np.uint64(0), R5, delta, b, first, wide, start, count)
             load(tile, R3, R5, u, b, first, wide, start, count)
             for t in range(count):
@@ -223,7 +226,7 @@ def _forward(has_z, has_softplus, u, delta, A, B, C, D, z, bias, y, borders, ent
 
 def _backward(has_z, has_softplus, u, delta, A, B, C, D, z, bias, dy, borders, du, ddelta, dz, dA, dB, dC, dD, dbias, enters, leaves, elapsed):
     batch, channels, tokens, state = np.uint64(u.shape[0]), np.uint64(u.shape[1]), np.uint64(u.shape[2]), np.uint64(A.shape[1])
-    groups, pieces, tiles = (channels + LANES - np.uint64(1)) // LANES, np.uint64(enters.shape[1]), np.uint64(borders.shape[1])
+    groups, pieces, tiles = (channels + LANES - np.uint64(1)) // LANES, np.uint64(enters.shape[1]), (tokens + T - np.uint64(1)) // T
     for job in prange(np.int64(batch * groups * pieces)):
         piece, group, b = np.uint64(job) % pieces, np.uint64(job) // pieces % groups, np.uint64(job) // pieces // groups
         first = group * LANES

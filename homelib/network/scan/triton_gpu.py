@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fused import operator
+from .fused import operator, will_differentiate
 
 DEVICES, FLOAT64 = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",), False  # TRITON_INTERPRET=1 runs the kernels as Python: for tests
 TOKENS = 64  # of a chunk
@@ -30,22 +30,24 @@ CHAIN = (64, 32)  # chunks and numbers of state that a program of phase 2 takes 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     """Same arguments and result as `reference.scan`, for CUDA tensors; the state is float32."""
-    y, _ = _scan(u, delta, A.float().contiguous(), B, C, D, z, delta_bias, delta_softplus)
+    tensors = u, delta, A.float().contiguous(), B, C, D, z, delta_bias
+    y, _ = _scan(*tensors, delta_softplus, will_differentiate(*tensors))
     return y
 
 
-def _outputs(u, delta, A):
+def _outputs(u, delta, A, keep):
     """y (B, D, L), and the states that enter the chunks (B, chunks, N, D)."""
-    return u.new_empty(u.shape), u.new_empty((u.shape[0], -(-u.shape[2] // TOKENS), A.shape[1], u.shape[1]), dtype=torch.float32)
+    chunks = triton.cdiv(u.shape[2], TOKENS) if keep else 0
+    return u.new_empty(u.shape), u.new_empty((u.shape[0], chunks, A.shape[1], u.shape[1]), dtype=torch.float32)
 
 
-def _forward(u, delta, A, B, C, D, z, bias, softplus):
-    y, _ = _outputs(u, delta, A)
+def _forward(u, delta, A, B, C, D, z, bias, softplus, keep):
+    y, nothing = _outputs(u, delta, A, False)
     with _device(u):
         enters = _enters((u, delta, A, B, C, D, z, bias, softplus), u, reverse=False)
         grid, shapes = _layout(u, A)
         _apply[grid](*_tensors(u, delta, A, B, C, D, z, bias), enters, y, **_flags(D, z, bias, softplus), **shapes, num_warps=WARPS)
-    return y, enters
+    return y, enters if keep else nothing
 
 
 def _backward(dy, u, delta, A, B, C, D, z, bias, softplus, enters):
