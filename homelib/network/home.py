@@ -81,7 +81,7 @@ class HoME(nn.Module):
             padded = rearrange(padded, "(g k) -> g k", k=self.group_size)
             x = F.pad(x, (0, 0, 0, lacking))
         x = rearrange(x, "b (g k) d -> b g k d", k=self.group_size)
-        return x, reduce(x, "b g k d -> b g d", "mean"), padded
+        return x, x.mean(2), padded
 
     def _local(self, slots: Tensor, mean: Tensor) -> Tensor:
         """Level 1: every expert on its own slots (B, G, E, S, d), times the expert's gate and the group's gate."""
@@ -114,7 +114,8 @@ class LocalRouter(nn.Module):
 
     def forward(self, x: Tensor, mean: Tensor, padded: Tensor | None) -> Tensor:
         slot_embed = self.slot_norm(rearrange(self.slot_embed(mean), "b g (m d) -> b g m d", d=x.shape[-1]))
-        logits = torch.einsum("bgkd,bgmd->bgkm", self.token_norm(x), slot_embed)
+        # <token_norm(x), slot_embed> with the norm's factors taken out of the sum: normalised tokens never exist, which is most of the time and memory
+        logits = torch.einsum("bgkd,bgmd->bgkm", x, (slot_embed * self.token_norm.gamma).to(x.dtype)) * self.token_norm.scale(x)
         if padded is not None:  # the same lowest value in all slots: a fill token spreads evenly, and being zero it adds nothing
             logits = logits.masked_fill(padded[..., None], torch.finfo(logits.dtype).min)
         A = at_least_float32(logits).softmax(-1).to(x.dtype)
@@ -181,8 +182,12 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised = F.normalize(at_least_float32(x), dim=-1, eps=1e-8)
-        return (normalised * x.shape[-1] ** 0.5 * self.gamma).to(x.dtype)
+        return (x * self.scale(x) * self.gamma).to(x.dtype)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """sqrt(d) / max(||v||, 1e-8), (..., 1)."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        return x.shape[-1] ** 0.5 / norm.clamp_min(1e-8)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
