@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from ..errors import UserError
-from .home import HoME
+from .home import HoME, at_least_float32
 from .mamba import MambaMixer
 
 STRIDE = 16  # of the deepest stage, over the input
@@ -37,12 +38,48 @@ class DynamicTanh(nn.Module):
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """Instance norm without parameters. On a CPU PyTorch's own copies a channels_last tensor twice; its group norm, a channel a group, does
-    not, but its backward pass gains nothing by that."""
+    """Instance norm without parameters. PyTorch's own takes a channels_last tensor out of that layout and does not put it back, so that the
+    convolutions around it copy too; on a CPU (2.13), for a batch of one, its gradient is then wrong."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and not torch.is_grad_enabled() and x.is_contiguous(memory_format=torch.channels_last_3d):
-            return F.group_norm(x, self.num_features, eps=self.eps)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+        return _InstanceNormChannelsLast.apply(x, self.eps) if channels_last else super().forward(x)
+
+
+class _InstanceNormChannelsLast(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) over space, half precision in float32. PyTorch's group and batch norms would keep the layout, but sum
+    channels_last tensors one number after the other, an error of 1e-3 at 128^3."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        wide = at_least_float32(x)
+        mean = over_space(wide)
+        y = wide - mean
+        scale = (over_space(y * y) + eps).rsqrt_()
+        ctx.save_for_backward(x, mean, scale)  # not y, which the activation after it may change in place
+        return y.mul_(scale).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
+        x, mean, scale = ctx.saved_tensors
+        dy, kind = at_least_float32(dy), dy.dtype
+        centred = at_least_float32(x) - mean
+        dx = dy - over_space(dy)
+        dx.addcmul_(centred, over_space(dy * centred) * scale.square(), value=-1)
+        return dx.mul_(scale).to(kind), None
+
+
+def over_space(x: Tensor) -> Tensor:
+    return x.mean((2, 3, 4), keepdim=True)
+
+
+class PointwiseConv(nn.Conv3d):
+    """A convolution of width 1. On a CPU PyTorch's is several times slower than the matrix product that it is, with channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
         return super().forward(x)
 
 
@@ -60,7 +97,8 @@ class GatedSpatialConv(nn.Module):
 
 
 def conv_norm_relu(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv3d(channels, channels, width, padding=width // 2), InstanceNorm(channels), nn.ReLU())
+    convolution = PointwiseConv(channels, channels, 1) if width == 1 else nn.Conv3d(channels, channels, width, padding=width // 2)
+    return nn.Sequential(convolution, InstanceNorm(channels), nn.ReLU())
 
 
 class Block(nn.Module):
@@ -109,7 +147,7 @@ class _UShapedNetwork(nn.Module):
         self.lift = nn.ModuleList(_basic(a, b) for a, b in zip((config.in_channels, *c), (*c, h), strict=True))
         self.up = nn.ModuleList(_up(a, b) for a, b in ((h, c[3]), (c[3], c[2]), (c[2], c[1]), (c[1], c[0])))
         self.refine = _basic(c[0], c[0])
-        self.head = nn.Conv3d(c[0], config.out_channels, 1)
+        self.head = PointwiseConv(c[0], config.out_channels, 1)
 
     def _blocks(self, i: int) -> list[Block]:
         config = self.config
@@ -198,16 +236,18 @@ def downsample(config: ModelConfig, i: int) -> nn.Module:
 
 
 def _basic(a: int, b: int) -> UnetrBasicBlock:
-    return _with_our_norm(UnetrBasicBlock(3, a, b, kernel_size=3, stride=1, norm_name="instance", res_block=True))
+    return _with_our_layers(UnetrBasicBlock(3, a, b, kernel_size=3, stride=1, norm_name="instance", res_block=True))
 
 
 def _up(a: int, b: int) -> UnetrUpBlock:
-    return _with_our_norm(UnetrUpBlock(3, a, b, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True))
+    return _with_our_layers(UnetrUpBlock(3, a, b, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True))
 
 
-def _with_our_norm(block: nn.Module) -> nn.Module:
+def _with_our_layers(block: nn.Module) -> nn.Module:
     for module in list(block.modules()):
-        for name, norm in module.named_children():
-            if isinstance(norm, nn.InstanceNorm3d):
-                setattr(module, name, InstanceNorm(norm.num_features, eps=norm.eps))
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.InstanceNorm3d):
+                setattr(module, name, InstanceNorm(layer.num_features, eps=layer.eps))
+            elif isinstance(layer, nn.Conv3d) and set(layer.kernel_size) == {1}:
+                setattr(module, name, PointwiseConv(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None))
     return block

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from homelib import DynamicTanh, MambaHoME, ModelConfig, SegMamba, UserError
-from homelib.network.unet import Block, pad
+from homelib.network.unet import Block, InstanceNorm, PointwiseConv, pad
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +187,58 @@ def test_without_a_config_it_is_the_papers():
         assert MambaHoME().config == ModelConfig()
 
 
-def test_channels_last_changes_no_value(tiny):
-    """Another norm runs then on a CPU where no gradient is wanted; values and gradients stay. In float64, for nothing else tells rounding from error."""
-    network, x = MambaHoME(tiny).double(), torch.randn(2, 1, 20, 33, 16, dtype=torch.float64)
-    plain = network(x)
-    gradients = torch.autograd.grad(plain.square().mean(), list(network.parameters()))
-    network = network.to(memory_format=torch.channels_last_3d)
-    last = network(x)
-    torch.testing.assert_close(last, plain, rtol=1e-9, atol=1e-10)
-    with torch.no_grad():
-        torch.testing.assert_close(network(x), plain, rtol=1e-9, atol=1e-10)
-    for a, b in zip(torch.autograd.grad(last.square().mean(), list(network.parameters())), gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9 * b.abs().max().item() + 1e-12)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_last_changes_no_value(tiny, batch):
+    """Other norms and convolutions run then. Beside the network in float64, rounding tells itself from error: the layout adds little to it."""
+    network, x = MambaHoME(tiny), torch.randn(batch, 1, 20, 33, 32)
+
+    def outputs(network, x):
+        y = network(x)
+        gradients = torch.autograd.grad(y.square().mean(), list(network.parameters()))
+        return y, torch.cat([gradient.flatten() for gradient in gradients])
+
+    plain, last = outputs(network, x), outputs(network.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d))
+    for exact, a, b in zip(outputs(network.double(), x.double()), plain, last, strict=True):
+        a, b = ((t - exact).norm().item() for t in (a, b))
+        assert b < 3 * a + 1e-3 * exact.norm().item()
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 24, 20, 28), (2, 3, 5, 4, 7)], ids=str)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_instance_norm_is_exact_in_either_layout_and_keeps_it(shape, kind):
+    """Beside the formula in float64, far from zero, where sums taken carelessly show. A gradient arrives in the layout of the output."""
+    norm, x, dy = InstanceNorm(shape[1]), (torch.randn(shape) + 30).to(kind), torch.randn(shape).to(kind)
+    wide, space = x.double(), {"dim": (2, 3, 4), "keepdim": True}
+    scale = (wide.var(**space, correction=0) + norm.eps).rsqrt()
+    y = (wide - wide.mean(**space)) * scale
+    dx = scale * (dy.double() - dy.double().mean(**space) - y * (dy.double() * y).mean(**space))
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if kind == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    for layout in (torch.contiguous_format, torch.channels_last_3d)[kind == torch.bfloat16 :]:  # PyTorch's own rounds means to bfloat16
+        given = x.contiguous(memory_format=layout).requires_grad_()
+        found = norm(given)
+        (gradient,) = torch.autograd.grad(found, given, dy.contiguous(memory_format=layout))
+        assert found.dtype == gradient.dtype == kind
+        torch.testing.assert_close(found.double(), y, **tolerance)
+        torch.testing.assert_close(gradient.double(), dx, **tolerance)
+        assert found.is_contiguous(memory_format=layout)
+
+
+def test_every_layer_keeps_channels_last(tiny):
+    """One that did not would have its neighbours copy."""
+    network, seen = MambaHoME(tiny).to(memory_format=torch.channels_last_3d), []
+
+    def look(module, inputs, output):
+        if not list(module.children()) and torch.is_tensor(output) and output.dim() == 5:
+            seen.append(output.is_contiguous(memory_format=torch.channels_last_3d))
+
+    for module in network.modules():
+        module.register_forward_hook(look)
+    network(torch.randn(2, 1, 32, 32, 48).to(memory_format=torch.channels_last_3d))
+    assert len(seen) > 60 and all(seen)
+
+
+def test_a_convolution_of_width_1_is_a_product_in_channels_last():
+    ours, given = PointwiseConv(5, 3, 1), torch.randn(2, 5, 4, 6, 7)
+    expected = torch.nn.functional.conv3d(given, ours.weight, ours.bias)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        torch.testing.assert_close(ours(given.contiguous(memory_format=layout)), expected)
