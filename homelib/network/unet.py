@@ -55,7 +55,7 @@ class _InstanceNormChannelsLast(torch.autograd.Function):
         wide = at_least_float32(x)
         mean = over_space(wide)
         y = wide - mean
-        scale = (over_space(y * y) + eps).rsqrt_()
+        scale = (product_over_space(y, y) + eps).rsqrt_()
         ctx.save_for_backward(x, mean, scale)  # not y, which the activation after it may change in place
         return y.mul_(scale).to(x.dtype)
 
@@ -66,12 +66,23 @@ class _InstanceNormChannelsLast(torch.autograd.Function):
         dy, kind = at_least_float32(dy), dy.dtype
         centred = at_least_float32(x) - mean
         dx = dy - over_space(dy)
-        dx.addcmul_(centred, over_space(dy * centred) * scale.square(), value=-1)
+        dx.addcmul_(centred, product_over_space(dy, centred) * scale.square(), value=-1)
         return dx.mul_(scale).to(kind), None
 
 
+SLAB_NUMBERS = 2**18  # of a product that exist at a time: they stay in the cache
+
+
 def over_space(x: Tensor) -> Tensor:
+    """Mean (B, C, 1, 1, 1)."""
     return x.mean((2, 3, 4), keepdim=True)
+
+
+def product_over_space(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of a b (B, C, 1, 1, 1), slab by slab."""
+    rows = max(1, SLAB_NUMBERS * a.shape[2] // a.numel())
+    parts = [(p * q).sum((2, 3, 4), keepdim=True) for p, q in zip(a.split(rows, 2), b.split(rows, 2), strict=True)]
+    return torch.stack(parts).sum(0) / a[0, 0].numel()
 
 
 class PointwiseConv(nn.Conv3d):
