@@ -180,25 +180,29 @@ def build(which: str, *, backend: str, width: int = 48, classes: int = 3) -> nn.
 @contextmanager
 def timed_parts(seconds: dict[str, float], device: str):
     """Seconds of scan, HoME and convolutions (normalisation and activation are the rest) within one forward pass."""
-    from homelib.network import home, mamba
+    from homelib.network import home, layers, mamba
 
     seconds.clear()
-    totals = defaultdict(float)
+    totals, within = defaultdict(float), []
 
     def timed(name: str, function: Callable) -> Callable:
         def wrapper(*arguments, **keywords):
+            if within:  # one part calls another
+                return function(*arguments, **keywords)
+            within.append(name)
             synchronize(device)
             start = time.perf_counter()
             result = function(*arguments, **keywords)
             synchronize(device)
-            totals[name] += time.perf_counter() - start
+            totals[within.pop()] += time.perf_counter() - start
             return result
 
         return wrapper
 
     places = [
         (mamba, "selective_scan", "scan"), (home.HoME, "forward", "HoME"), (nn.Conv3d, "forward", "convolutions"),
-        (nn.ConvTranspose3d, "forward", "convolutions"), (nn.InstanceNorm3d, "forward", "instance norm"),
+        (nn.ConvTranspose3d, "forward", "convolutions"), (layers.PointwiseConv, "forward", "convolutions"),
+        (layers.InstanceNorm, "forward", "instance norm"),
     ]  # fmt: skip
     before = [getattr(place, name) for place, name, _ in places]
     for (place, name, part), function in zip(places, before, strict=True):

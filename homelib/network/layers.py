@@ -1,0 +1,78 @@
+"""Instance norm and convolutions of width 1 for channels_last tensors, in which the network's other convolutions are fastest on a CPU.
+
+With contiguous tensors they are PyTorch's own.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .home import at_least_float32
+
+SLAB_NUMBERS = 2**18  # of a product that exist at a time: they stay in the cache
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance norm without parameters. PyTorch's own takes a channels_last tensor out of that layout and does not put it back, so that the
+    convolutions around it copy too; on a CPU (2.13), for a batch of one, its gradient is then wrong."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+        return _InstanceNormChannelsLast.apply(x, self.eps) if channels_last else super().forward(x)
+
+
+class _InstanceNormChannelsLast(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) over space, half precision in float32. PyTorch's group and batch norms would keep the layout, but sum
+    channels_last tensors one number after the other, an error of 1e-3 at 128^3."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        wide = at_least_float32(x)
+        mean = over_space(wide)
+        y = wide - mean
+        scale = (product_over_space(y, y) + eps).rsqrt_()
+        ctx.save_for_backward(x, mean, scale)  # not y, which the activation after it may change in place
+        return y.mul_(scale).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
+        x, mean, scale = ctx.saved_tensors
+        dy, kind = at_least_float32(dy), dy.dtype
+        centred = at_least_float32(x) - mean
+        dx = dy - over_space(dy)
+        dx.addcmul_(centred, product_over_space(dy, centred) * scale.square(), value=-1)
+        return dx.mul_(scale).to(kind), None
+
+
+def over_space(x: Tensor) -> Tensor:
+    """Mean (B, C, 1, 1, 1)."""
+    return x.mean((2, 3, 4), keepdim=True)
+
+
+def product_over_space(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of a b (B, C, 1, 1, 1), slab by slab."""
+    rows = max(1, SLAB_NUMBERS * a.shape[2] // a.numel())
+    parts = [(p * q).sum((2, 3, 4), keepdim=True) for p, q in zip(a.split(rows, 2), b.split(rows, 2), strict=True)]
+    return torch.stack(parts).sum(0) / a[0, 0].numel()
+
+
+class PointwiseConv(nn.Conv3d):
+    """A convolution of width 1. On a CPU PyTorch's is several times slower than the matrix product that it is, with channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        return super().forward(x)
+
+
+def keep_channels_last(block: nn.Module) -> nn.Module:
+    """The block, its instance norms and convolutions of width 1 replaced by those of this module."""
+    for module in list(block.modules()):
+        for name, layer in module.named_children():
+            if isinstance(layer, nn.InstanceNorm3d):
+                setattr(module, name, InstanceNorm(layer.num_features, eps=layer.eps))
+            elif isinstance(layer, nn.Conv3d) and set(layer.kernel_size) == {1}:
+                setattr(module, name, PointwiseConv(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None))
+    return block
