@@ -152,6 +152,21 @@ def test_ignored_voxels_stay_ignored(prepared):
     assert 0.25 < (label == IGNORE).float().mean() < 0.6
 
 
+def test_holes_are_boxes_of_air_and_background_no_longer_than_half_a_patch(prepared):
+    full = replace(prepared, image=np.full_like(prepared.image, 100.0), label=np.full_like(prepared.label, 3))
+    sizes = []
+    for step in range(20):
+        image, label = patches([full], AugmentConfig(holes=1.0), size=(16, 12, 8)).patch(step, 0)
+        hole = label[0] == 0
+        assert torch.equal(hole, image[0] == 0)
+        assert torch.equal(~hole, label[0] == 3)
+        assert 0 < hole.float().mean() <= 3 / 8
+        sizes.append(hole.sum().item())
+    assert len(set(sizes)) > 10
+    sometimes = [patches([full], AugmentConfig(holes=0.5), size=(16, 16, 16)).patch(step, 0)[1].eq(0).any().item() for step in range(100)]
+    assert 30 < sum(sometimes) < 70
+
+
 @pytest.mark.parametrize(("cases", "said"), [([], "no case"), (["phantom-a"], "phantom-a")])
 def test_cases_without_labels_are_refused_by_name(cases, said, prepared):
     with pytest.raises(UserError, match=rf"^data\.train_cases: found .*{said}.* without a label, expected labelled cases"):
