@@ -50,7 +50,7 @@ def home(threads: int) -> dict:
     for stage, tokens in enumerate(STAGE_TOKENS, 1):
         for backward in (False, True):
             for looped in (False, True):
-                done = in_process({"kind": "home", "stage": stage, "tokens": tokens, "looped": looped, "backward": backward}, threads=threads)
+                done = in_process({"kind": "home", "stage": stage, "tokens": tokens, "looped": looped, "backward": backward, "runs": 9}, threads=threads)
                 what = f"stage {stage}, {'loop' if looped else 'stacked'}, forward{' and backward' if backward else ''}"
                 rows.append({"what": what, "peer": "loop" if looped else "stacked", "stage": stage, "backward": backward} | done)
     ratios(rows, "stacked", ("stage", "backward"))
