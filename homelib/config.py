@@ -157,11 +157,13 @@ def laptop() -> Settings:
     """A network of 3 million parameters that learns the demo task on two cores in minutes.
 
     Learning rate, batch Dice and class-centred patches were chosen by how fast the training patient ct-a is learnt; class balance, the
-    strength of the augmentations, the patch's thickness and that no patch overhangs by cross-validation inside ct-a (benchmarks/demo_choice.py).
+    strength of the augmentations, the patch's thickness, holes and that no patch overhangs by cross-validation inside ct-a
+    (benchmarks/demo_choice.py).
     """
     augment = AugmentConfig(
         contrast_phase=0.8,
         class_centred=1.0,
+        holes=0.5,
         rotation_degrees=6,
         scaling=0.15,
         intensity_shift=0.05,
@@ -174,7 +176,7 @@ def laptop() -> Settings:
         model=ModelConfig(out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)),
         data=DataConfig(spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 32)),
         training=TrainingConfig(
-            steps=720,
+            steps=800,
             batch_size=2,
             learning_rate=1e-2,
             weight_decay=1e-2,
