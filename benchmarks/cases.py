@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -59,21 +60,23 @@ def home(*, stage: int, tokens: int, looped: bool, backward: bool, batch: int = 
     ).to(device, getattr(torch, dtype))
     x = torch.randn(batch, tokens, config.channels[i], device=device, dtype=getattr(torch, dtype), requires_grad=backward)
     direction = torch.randn_like(x)
-    with torch.no_grad():
-        stacked = layer(x)
-    if looped:
-        Experts.forward = experts_in_a_loop
-    with torch.no_grad():
-        error = ((layer(x) - stacked).abs().max() / stacked.abs().max()).item()
+    ways = {"stacked": Experts.forward, "loop": experts_in_a_loop}
 
-    def run():
-        if not backward:
+    def run(way: str):
+        Experts.forward = ways[way]
+        if backward:
+            torch.autograd.grad(layer(x), [x, *layer.parameters()], direction)
+        else:
             with torch.no_grad():
                 layer(x)
-        else:
-            torch.autograd.grad(layer(x), [x, *layer.parameters()], direction)
 
-    return {"error": error}, measure(run, runs=runs, device=device)
+    with torch.no_grad():
+        stacked = layer(x)
+        Experts.forward = ways["loop"]
+        error = ((layer(x) - stacked).abs().max() / stacked.abs().max()).item()
+    if not looped:
+        return {"error": error}, measure(partial(run, "stacked"), runs=runs, device=device)
+    return {"error": error}, measure(partial(run, "loop"), against=partial(run, "stacked"), runs=runs, device=device)
 
 
 def experts_in_a_loop(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,21 +102,20 @@ def conv(*, channels: int, tokens: int, naive: bool, backward: bool, batch: int 
     layer = nn.Conv1d(channels, channels, 4, groups=channels, padding=3).to(device)
     given = [projection[..., :channels].mT.detach().requires_grad_(backward), layer.weight, layer.bias]
 
-    def forward():
-        if naive:
-            return nn.functional.silu(nn.functional.conv1d(*given, padding=3, groups=channels)[..., :tokens])
-        return causal_conv(*given)
+    def plain(*given):
+        return nn.functional.silu(nn.functional.conv1d(*given, padding=3, groups=channels)[..., :tokens])
 
     direction = torch.randn(batch, channels, tokens, device=device)
 
-    def run():
-        if not backward:
-            with torch.no_grad():
-                forward()
+    def run(forward: Callable):
+        if backward:
+            torch.autograd.grad(forward(*given), given, direction)
         else:
-            torch.autograd.grad(forward(), given, direction)
+            with torch.no_grad():
+                forward(*given)
 
-    return {}, measure(run, runs=runs, device=device)
+    ours, theirs = partial(run, causal_conv), partial(run, plain)
+    return {}, measure(theirs, against=ours, runs=runs, device=device) if naive else measure(ours, runs=runs, device=device)
 
 
 def network(

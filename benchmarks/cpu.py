@@ -64,7 +64,7 @@ def conv(threads: int) -> dict:
     for channels, tokens in ((96, STAGE_TOKENS[0]), (768, STAGE_TOKENS[3])):
         for backward in (False, True):
             for naive in (False, True):
-                done = in_process({"kind": "conv", "channels": channels, "tokens": tokens, "naive": naive, "backward": backward}, threads=threads)
+                done = in_process({"kind": "conv", "channels": channels, "tokens": tokens, "naive": naive, "backward": backward, "runs": 15}, threads=threads)
                 name = "naive Conv1d" if naive else "homelib"
                 what = f"{name}, D={channels}, {tokens:,} tokens, forward{' and backward' if backward else ''}"
                 rows.append({"what": what, "peer": name, "channels": channels, "backward": backward} | done)
@@ -120,11 +120,11 @@ def scaling(threads: int) -> dict:
 
 
 def ratios(rows: list[dict], base: str, alike: tuple[str, ...]) -> None:
-    """Seconds and memory over those of `base`, within rows that are alike in some columns."""
+    """Seconds and memory over those of `base`, within rows that are alike in some columns; seconds over those measured in turn, where they were."""
     for row in rows:
         of = next((r for r in rows if r["peer"] == base and all(r[k] == row[k] for k in alike) and "seconds" in r), None)
         if of is not None and "seconds" in row:
-            row["times slower"] = row["seconds"] / of["seconds"]
+            row["times slower"] = row["seconds"] / row["detail"].get("against_seconds", of["seconds"])
             row["times memory"] = row["peak_mib"] / max(of["peak_mib"], 0.1)
 
 

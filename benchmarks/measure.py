@@ -20,6 +20,7 @@ import torch
 PACKAGES = ("torch", "triton", "numba", "monai", "mambapy", "transformers", "mamba-ssm", "causal-conv1d")
 RESULTS = Path(__file__).parent / "results"
 PATIENCE_SECONDS = 300
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass
@@ -36,18 +37,25 @@ class Measured:
     detail: dict
 
 
-def measure(run: Callable[[], dict | None], *, runs: int = 5, warm_up: int = 1, device: str = "cpu") -> Measured:
-    """Time `run`, which may return details to keep (of its last call)."""
-    detail = {}
-    for _ in range(warm_up):
-        run()
-    times = []
+def measure(
+    run: Callable[[], dict | None], *, against: Callable[[], dict | None] | None = None, runs: int = 5, warm_up: int = 1, device: str = "cpu"
+) -> Measured:
+    """Time `run`, which may return details to keep (of its last call). `against` is timed in turn with it, so that the machine's moods are the
+    same for both; its median stands in the details as `against_seconds`."""
+    times, detail = {f: [] for f in (against, run) if f is not None}, {}
+    for f in times:
+        for _ in range(warm_up):
+            f()
     for _ in range(runs):
-        synchronize(device)
-        start = time.perf_counter()
-        detail = run() or {}
-        synchronize(device)
-        times.append(time.perf_counter() - start)
+        for f, its_times in times.items():
+            synchronize(device)
+            start = time.perf_counter()
+            detail = f() or {}
+            synchronize(device)
+            its_times.append(time.perf_counter() - start)
+    if against is not None:
+        detail |= {"against_seconds": statistics.median(times[against])}
+    times = times[run]
     if device == "cpu":
         hand_back_freed_memory()
     run()
@@ -65,14 +73,13 @@ def synchronize(device: str) -> None:
 
 def hand_back_freed_memory() -> None:
     """From now on, for blocks over 1 MiB (mallopt(3), M_MMAP_THRESHOLD is -3)."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 2**20)
-    libc.malloc_trim(0)
+    LIBC.mallopt(-3, 2**20)
 
 
 def reset_peak(device: str) -> None:
     gc.collect()
     if device == "cpu":
+        LIBC.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
     else:
         torch.cuda.empty_cache()
