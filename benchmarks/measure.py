@@ -58,7 +58,6 @@ def measure(
     times = times[run]
     if device == "cpu":
         hand_back_freed_memory()
-    run()
     reset_peak(device)
     before = memory_now(device)
     run()
