@@ -119,10 +119,12 @@ def conv(*, channels: int, tokens: int, naive: bool, backward: bool, batch: int 
 
 
 def network(
-    *, which: str, size: int, backend: str = "auto", channels_last: bool = False, width: int = 48, classes: int = 3, device: str = "cpu", runs: int = 5,
-    warm_up: int = 1, parts: bool = False,
+    *, which: str, size: int, backend: str = "auto", scan_of: str | None = None, channels_last: bool = False, width: int = 48, classes: int = 3,
+    device: str = "cpu", runs: int = 5, warm_up: int = 1, parts: bool = False,
 ) -> dict:  # fmt: skip
-    """A forward pass of a cube. `width`: channels of the first stage, 48 in the paper."""
+    """A forward pass of a cube. `width`: channels of the first stage, 48 in the paper. `scan_of`: a peer whose scan takes the place of ours."""
+    if scan_of:
+        use_scan_of(scan_of)
     model = build(which, backend=backend, width=width, classes=classes).to(device).eval()
     x = torch.randn(1, 1, size, size, size, device=device)
     if channels_last:
@@ -135,6 +137,13 @@ def network(
         return dict(seconds)
 
     return {"parameters": sum(p.numel() for p in model.parameters())}, measure(run, runs=runs, warm_up=warm_up, device=device)
+
+
+def use_scan_of(peer: str) -> None:
+    from homelib.network import mamba
+
+    function = peers.SCANS[peer]()
+    mamba.selective_scan = lambda u, delta, A, B, C, D, *, z, delta_bias, **_: function(u, delta, A, B, C, D, z, delta_bias)
 
 
 def step(

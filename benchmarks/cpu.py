@@ -80,6 +80,13 @@ def network(threads: int) -> dict:
         "MambaHoME": {"which": "MambaHoME", "channels_last": True, "parts": True},
         "MambaHoME, not channels_last": {"which": "MambaHoME", "parts": True},
         "MambaHoME, sequential scan": {"which": "MambaHoME", "channels_last": True, "backend": "reference", "parts": True},
+        "MambaHoME, scan of mamba_ssm selective_scan_ref": {
+            "which": "MambaHoME",
+            "channels_last": True,
+            "scan_of": "mamba_ssm selective_scan_ref",
+            "parts": True,
+        },
+        "MambaHoME, scan of transformers, sequential": {"which": "MambaHoME", "channels_last": True, "scan_of": "transformers sequential", "parts": True},
         "SegMamba": {"which": "SegMamba", "channels_last": True, "parts": True},
         "SwinUNETR (48)": {"which": "SwinUNETR (48)"},
         "SegResNet (32)": {"which": "SegResNet (32)"},

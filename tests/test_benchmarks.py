@@ -1,6 +1,7 @@
 """The benchmarks measure what they say; a peer that is not there is skipped with its reason; ratios and exponents are right. No test times anything."""
 
 import json
+import time
 import tomllib
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def test_memory_is_the_most_that_was_there_at_a_time():
     assert 60 < measure.measure(run, runs=2).peak_mib < 90  # two of 32 MiB, whatever came after
 
 
+def test_two_things_are_timed_in_turn():
+    order = []
+    told = measure.measure(lambda: order.append("a"), against=lambda: order.append("b") or time.sleep(0.02), runs=3)
+    assert order[:8] == ["b", "a"] * 4
+    assert told.seconds < 0.02 <= told.detail["against_seconds"]
+    rows = [{"peer": "a", "seconds": 9.0, "peak_mib": 1.0, "detail": {}}, {"peer": "b", "seconds": 6.0, "peak_mib": 1.0, "detail": {"against_seconds": 3.0}}]
+    cpu.ratios(rows, "a", ())
+    assert [row["times slower"] for row in rows] == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("peer", peers.SCANS)
 def test_every_peer_that_is_there_computes_the_scan(peer):
     backend = peer.removeprefix("homelib ")
@@ -56,6 +67,7 @@ def test_every_peer_that_is_there_computes_the_scan(peer):
         {"kind": "conv", "channels": 3, "tokens": 40, "naive": True, "backward": False},
         {"kind": "home", "stage": 4, "tokens": 300, "looped": True, "backward": True},
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "channels_last": True, "parts": True},
+        {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "scan_of": "homelib blocked"},
         {"kind": "network", "which": "SegResNet (32)", "size": 32},
         {"kind": "network", "which": "DynUNet (32)", "size": 32},
     ],
