@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-CONDA_NAMES = {"torch": "pytorch"}  # pip name -> conda-forge name, where they differ
+CONDA_NAMES = {"torch": "pytorch", "blosc2": "python-blosc2"}  # pip name -> conda-forge name, where they differ
 USERS_PACKAGES = {"torch", "mamba-ssm", "causal-conv1d", "jupyterlab", "matplotlib", "ipywidgets", "monai", "pandas", "papermill"}
 NEEDS_CUDA = {"mamba-ssm", "causal-conv1d"}
 

@@ -1,0 +1,210 @@
+"""Prepare all cases of a data set: in parallel, each case by itself, and again only what changed.
+
+A case's file is written beside and renamed, so that whatever kills a run, every finished case stays and a rerun makes the rest, in the same
+bytes. A case that cannot be prepared is told and passed over.
+"""
+
+import json
+import logging
+import multiprocessing
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..paths import written_whole
+from .cache import DAMAGED, CaseFile
+from .manifest import Case
+from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha256_of
+
+TOLD = "cases.csv"  # in the folder: what became of every case
+_PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
+_STAMPS = ".inputs.json"  # in the folder: sha256 of input files by place, size and time, so that they are not read again
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case. message: of a failed one, the file or field, what was found, what is expected, and the remedy."""
+
+    case: str
+    state: Literal["prepared", "unchanged", "failed"]
+    message: str = ""
+
+
+def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation | None = None, *, workers: int = 1, progress: bool = True) -> list[Outcome]:
+    """Prepare cases into a folder, a file each (`case_path`), and tell of them in its `cases.csv`.
+
+    Args:
+        cases: of one or more data sets; ids must differ.
+        folder: for the files; made if need be. Files of cases that are not asked for stay.
+        settings: of the preparation; None is the manifest's spacing, nearest labels, intensities as they are.
+        workers: processes; each holds up to four volumes of a case at a time. 1 works in this process.
+        progress: show a bar.
+
+    Returns:
+        One outcome a case, in the order asked.
+
+    Raises:
+        UserError: two cases with one id, or another preparation at work in the folder.
+    """
+    cases, folder, settings = list(cases), Path(folder), settings or Preparation()
+    ids = [case.id for case in cases]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
+        raise UserError(f"cases: found {', '.join(twice[:5])} more than once, expected a name of its own for each case. Rename them.")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            for left in folder.glob(".*"):
+                if _PART.fullmatch(left.name):  # by a run that was killed
+                    left.unlink(missing_ok=True)
+            stamps = _Stamps.load(folder / _STAMPS)
+            jobs = ((case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases)
+            done: dict[str, Outcome] = {}
+            bar = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1)
+            for outcome, read in _in_processes(jobs, workers) if workers > 1 else map(_one, jobs):
+                done[outcome.case] = outcome
+                stamps.known |= read
+                bar.update()
+                if outcome.state == "failed" and progress:
+                    bar.write(f"{outcome.case}: {outcome.message}")
+            bar.close()
+            stamps.save(folder / _STAMPS)
+            outcomes = [done[name] for name in ids]
+            with written_whole(folder / TOLD) as part:
+                pd.DataFrame([asdict(outcome) for outcome in outcomes], columns=["case", "state", "message"]).to_csv(part, index=False)
+    except Timeout:
+        raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.") from None
+    return outcomes
+
+
+def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
+    """The prepared cases of a folder, to be read by slices. Raises UserError for one that is not there."""
+    return [PreparedCase.open(case, case_path(folder, case.id)) for case in cases]
+
+
+def case_path(folder: str | Path, case_id: str) -> Path:
+    """A case's file. An id that is no plain file name is told by as much of it as is plain, and a hash."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", case_id).lstrip(".")[:80]
+    return Path(folder) / (f"{plain}.zip" if plain == case_id else f"{plain}-{sha256(case_id.encode()).hexdigest()[:12]}.zip")
+
+
+def _one(job: tuple[Case, Path, Preparation, dict[str, str]]) -> tuple[Outcome, dict[str, str]]:
+    """Prepare one case unless its file is there and of the same inputs; with the sha256 of the input files that were read for it."""
+    case, path, settings, known = job
+    stamps = _Stamps(known)
+    try:
+        told = fingerprint(case, settings, stamps.sha256_of)
+        if not _is_there(path, told):
+            prepare_into(path, case, settings, told=told)
+            return Outcome(case.id, "prepared"), stamps.read
+        return Outcome(case.id, "unchanged"), stamps.read
+    except UserError as error:
+        return Outcome(case.id, "failed", str(error)), stamps.read
+    except OSError as error:
+        what = f"{error.filename or path}: {error.strerror or error}; check that it is there and can be read, and that there is room on the disk."
+        return Outcome(case.id, "failed", what), stamps.read
+    except MemoryError:
+        return Outcome(case.id, "failed", f"{case.image}: too large for this machine's memory. Prepare with fewer workers, or crop it."), stamps.read
+    except Exception as error:  # whatever it is, the other cases are not to suffer from it
+        reason = " ".join(str(error).split())[:200]
+        return Outcome(case.id, "failed", f"{case.image}: {type(error).__name__}: {reason}; expected a volume that can be prepared. Check it."), stamps.read
+
+
+def _is_there(path: Path, told: str) -> bool:
+    try:
+        return CaseFile.open(path).facts["fingerprint"] == told
+    except DAMAGED:
+        return False
+
+
+class _Stamps:
+    """sha256 of input files; a file whose size and time of change are as before is not read again. `read` holds those that were."""
+
+    def __init__(self, known: dict[str, str]):
+        self.known, self.read = known, {}
+
+    @classmethod
+    def load(cls, path: Path) -> "_Stamps":
+        try:
+            return cls(json.loads(path.read_text()))
+        except (OSError, ValueError):  # none yet, or spoilt: files are read again
+            return cls({})
+
+    def of(self, case: Case) -> dict[str, str]:
+        """What is known of a case's files, for the process that prepares it."""
+        stamps = [_stamp(Path(path)) for path in (case.image, case.label) if path and Path(path).is_file()]
+        return {stamp: self.known[stamp] for stamp in stamps if stamp in self.known}
+
+    def sha256_of(self, path: str | Path) -> str:
+        path = Path(path)
+        if not path.is_file():
+            return sha256_of(path)
+        stamp = _stamp(path)
+        if stamp not in self.known:
+            self.known[stamp] = self.read[stamp] = sha256_of(path)
+        return self.known[stamp]
+
+    def save(self, path: Path) -> None:
+        with written_whole(path) as part:
+            part.write_text(json.dumps(self.known, indent=0, sort_keys=True))
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _in_processes(jobs: Iterator[tuple], workers: int) -> Iterator[tuple[Outcome, dict]]:
+    """`_one` of each job in some processes. One that dies (of a lack of memory, say) takes the others' work with it: what they were at is then
+    done again, each case alone, and the one that fails alone is told."""
+    jobs, running = iter(jobs), {}
+    pool = _pool(workers)
+    try:
+        while True:
+            while len(running) < 2 * workers and (job := next(jobs, None)) is not None:
+                running[pool.submit(_one, job)] = job
+            if not running:
+                return
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            broken = [future for future in finished if isinstance(future.exception(), BrokenProcessPool)]
+            for future in finished - set(broken):
+                del running[future]
+                yield future.result()
+            if broken:
+                again, running = list(running.values()), {}
+                pool.shutdown(wait=True, cancel_futures=True)
+                for job in again:
+                    yield _alone(job)
+                pool = _pool(workers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _alone(job: tuple) -> tuple[Outcome, dict]:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_one, job).result()
+        except BrokenProcessPool:
+            case = job[0]
+            return Outcome(case.id, "failed", f"{case.image}: its process was killed, most likely for want of memory. Free some, or crop the image."), {}
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """New processes, not copies of this one: a copy of a process that has used PyTorch's threads may hang."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the cases are the parallel part
+    logging.getLogger("monai").setLevel(logging.ERROR)
