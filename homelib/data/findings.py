@@ -1,0 +1,57 @@
+"""What is wrong with a data set, one finding a row: how bad, which file, what was found, what is expected, and the remedy."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from ..paths import written_whole
+
+Severity = Literal["error", "warning", "note"]
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`severity`: an error keeps a case out of training, a warning deserves a look, a note is for knowing.
+
+    `check` is the name of what was looked at, the same for the same fault; `case` is empty where the whole data set is meant;
+    `fixable`: `--fix` can write a repaired copy.
+    """
+
+    severity: Severity
+    case: str
+    file: str
+    check: str
+    found: str
+    expected: str
+    remedy: str
+    fixable: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file or self.case}: {self.check}: found {self.found}, expected {self.expected}. {self.remedy}"
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then warnings and notes; within these by case and check."""
+    return sorted(findings, key=lambda f: (_ORDER[f.severity], f.case, f.check, f.file))
+
+
+def count(findings: Sequence[Finding]) -> str:
+    """`"2 errors, 1 warning, 0 notes"`."""
+    numbers = {kind: sum(f.severity == kind for f in findings) for kind in _ORDER}
+    return ", ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in numbers.items())
+
+
+def write_findings(findings: Iterable[Finding], path: Path) -> None:
+    """The findings as CSV, UTF-8, one row each, in order; the header alone where there is none."""
+    write_rows((asdict(finding) for finding in in_order(findings)), [field.name for field in fields(Finding)], path)
+
+
+def write_rows(rows: Iterable[dict], columns: Sequence[str], path: Path) -> None:
+    """Rows as CSV under the given columns; the old file or the new one, whole."""
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        writer = csv.DictWriter(stream, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
