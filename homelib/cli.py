@@ -153,18 +153,85 @@ def data_show(name: str) -> None:
 
 
 @data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="demo")]) -> None:
-    """Fetch data into the cache: `demo`, the real scans of the demo (82 MB, once)."""
-    if name != "demo":
-        raise UserError(f"data: found {name!r}, expected demo; no other data set can be fetched yet.")
-    from .data.demo import fetch_demo
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="demo, or a data set by name")],
+    url: Annotated[str | None, typer.Option(help="of an archive of the data set, as its page gives it")] = None,
+    sha256: Annotated[str | None, typer.Option(help="of that archive")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; default <cache>/sets/NAME")] = None,
+) -> None:
+    """Fetch data: `demo` is the real scans of the demo (82 MB, once). Of another data set, the steps to get it, or one of its archives by its address."""
     from .paths import cache_dir
+
+    if name != "demo":
+        from .data.fetch import Archive, fetch_archives, steps
+
+        told = steps(name)
+        if url is None:
+            console.print(told, highlight=False, markup=False)
+            raise typer.Exit(1)
+        files = fetch_archives([Archive(url, sha256 or "")], out or cache_dir() / "sets" / name)
+        console.print(f"{files}: unpacked. Next: home data check {name} {files}", highlight=False, markup=False)
+        return
+    from .data.demo import fetch_demo
 
     demo = fetch_demo()
     console.print(demo.message, highlight=False, markup=False)
     console.print(f"cache: {cache_dir()}", highlight=False)
     if not demo.real:
         raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
+    root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
+    out: Annotated[Path | None, typer.Option(help="folder for the prepared cases; default <cache>/prepared/NAME")] = None,
+    spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm, right-left, front-back, up; default the manifest's")] = None,
+    labels: Annotated[str, typer.Option(help="nearest, or linear (each class as a mask of its own)")] = "nearest",
+    intensity: Annotated[str, typer.Option(help="kept, or scaled (clipped to the window, half the space)")] = "kept",
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
+) -> None:
+    """Orient, resample and crop every case into files that patches are read from. Called again, it does only what is missing or has changed."""
+    from .data.cohort import TOLD, prepare_all
+    from .data.layouts import find_cases
+    from .data.manifest import load_manifest
+    from .data.prepare import preparation
+    from .paths import cache_dir, cores
+
+    manifest = load_manifest(name)
+    settings = preparation(spacing_mm=spacing, labels=labels, intensity=intensity)
+    found = find_cases(manifest, root)
+    folder = out or cache_dir() / "prepared" / manifest.name
+    outcomes = prepare_all(found.cases, folder, settings, workers=workers or cores())
+    count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("prepared", "unchanged", "failed")}
+    console.print(f"{folder}: {', '.join(f'{n} {state}' for state, n in count.items())} ({TOLD}).", highlight=False, markup=False)
+    if errors := sum(finding.severity == "error" for finding in found.findings):
+        console.print(f"{root}: {errors} faults of names and pairs; home data check {name} {root} tells them.", highlight=False, markup=False)
+    if count["failed"] or not outcomes:
+        raise typer.Exit(1)
+
+
+@data_app.command("plan")
+def data_plan(
+    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
+    root: Annotated[Path, typer.Argument(help="folder of the data set, of which headers are read")],
+    memory: Annotated[float | None, typer.Option(help="GiB of the device to train on; default the GPU's here")] = None,
+    spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm to plan for; default the data's median")] = None,
+) -> None:
+    """Spacing, patch and batch for a data set and a memory, with their reasons, and the paper's beside."""
+    from rich.table import Table
+
+    from .data.layouts import find_cases
+    from .data.manifest import load_manifest
+    from .data.plan import device_memory_gib, grids_of, plan
+
+    manifest = load_manifest(name)
+    cases = find_cases(manifest, root).cases
+    done = plan(manifest, grids_of(cases), memory_gib=memory or device_memory_gib(), cases=len(cases), spacing_mm=spacing)
+    table = Table("", "planned", "paper", "reason", title=f"{manifest.name}: a plan for the paper's network")
+    for row in done.rows:
+        table.add_row(row.what, row.value, row.paper or "-", row.reason)
+    console.print(table, markup=False)
 
 
 def parse_changes(changes: list[str]) -> dict[str, object]:

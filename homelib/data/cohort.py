@@ -94,7 +94,7 @@ def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
 def case_path(folder: str | Path, case_id: str) -> Path:
     """A case's file. An id that is no plain file name is told by as much of it as is plain, and a hash."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", case_id).lstrip(".")[:80]
-    return Path(folder) / (f"{plain}.zip" if plain == case_id else f"{plain}-{sha256(case_id.encode()).hexdigest()[:12]}.zip")
+    return Path(folder) / (f"{plain}.zip" if plain == case_id != "" else f"{plain}-{sha256(case_id.encode()).hexdigest()[:12]}.zip")
 
 
 def _one(job: tuple[Case, Path, Preparation, dict[str, str]]) -> tuple[Outcome, dict[str, str]]:
@@ -199,8 +199,14 @@ def _alone(job: tuple) -> tuple[Outcome, dict]:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """New processes, not copies of this one: a copy of a process that has used PyTorch's threads may hang."""
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    """New processes, not copies of this one: a copy of a process that has used PyTorch's threads may hang. Where the system can, they are
+    copies of one that has imported all it needs and done nothing else."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+    else:
+        context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
 
 def _start_worker() -> None:

@@ -4,6 +4,7 @@ Pooch keeps the archives and checks them; what it lacks is a download that survi
 """
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..paths import written_whole
+from .manifest import load_manifest
 from .unpack import unpack
 
 ATTEMPTS = 8  # in a row that bring nothing, before it gives up
@@ -34,6 +36,24 @@ class Archive:
     @property
     def name(self) -> str:
         return Path(unquote(urlsplit(self.url).path)).name or "archive"
+
+    def __post_init__(self):
+        if not re.fullmatch(r"https?://\S+", self.url):
+            raise UserError(f"url: found {self.url!r}, expected an address that begins with https://. Copy it from the data set's page.")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise UserError(f"sha256: found {self.sha256!r}, expected 64 digits from 0 to f. The data set's page may give it; sha256sum tells that of a file.")
+
+
+def steps(name: str) -> str:
+    """How to get a data set, for the user to follow: no archive of a data set is pinned yet, and those behind a registration cannot be fetched by a program."""
+    manifest = load_manifest(name)
+    access = {"open": "open", "registration": "after a registration", "private": "private"}[manifest.access]
+    lines = [f"{manifest.title}: {access}, {manifest.licence}", *(f"{number}. {step}" for number, step in enumerate(manifest.access_steps, 1))]
+    if manifest.page:
+        lines.append(f"Page: {manifest.page}")
+    if manifest.access == "open":
+        lines.append(f"An archive: home data fetch {name} --url ADDRESS --sha256 SHA256, which goes on where it was cut, checks and unpacks it.")
+    return "\n".join([*lines, f"Then: home data check {name} ROOT, home data prepare {name} ROOT"])
 
 
 def fetch_archives(archives: list[Archive], folder: str | Path, *, progress: bool = True, keep: bool = True) -> Path:

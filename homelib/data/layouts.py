@@ -167,7 +167,9 @@ def _expression(name: str, pattern: str, case_id: str | None) -> re.Pattern:
 
 
 def _twice(case_id: str, path: str, first: str, what: str) -> Finding:
-    return Finding("error", case_id, path, f"{what} twice", f"a second {what}, beside {first}", f"one {what} a case", "Keep one, or give the other an id of its own.")
+    return Finding(
+        "error", case_id, path, f"{what} twice", f"a second {what}, beside {first}", f"one {what} a case", "Keep one, or give the other an id of its own."
+    )
 
 
 def _names(cases: list[Case]) -> list[Finding]:
@@ -198,7 +200,15 @@ def _whole(manifest: Manifest, root: Path, cases: list[Case], tree: _Tree) -> li
     if manifest.expected_cases and len(cases) != manifest.expected_cases:
         severity = "warning" if len(cases) < manifest.expected_cases else "note"
         findings.append(
-            Finding(severity, "", str(root), "number of cases", str(len(cases)), str(manifest.expected_cases), "Is the download whole, and is nothing else in the folder?")
+            Finding(
+                severity,
+                "",
+                str(root),
+                "number of cases",
+                str(len(cases)),
+                str(manifest.expected_cases),
+                "Is the download whole, and is nothing else in the folder?",
+            )
         )
     for folder, entries in tree.listed.items():
         others = [n for n, is_folder in entries.items() if not is_folder and n.endswith(IMAGE_SUFFIXES) and f"{folder}/{n}" not in tree.matched]

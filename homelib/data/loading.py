@@ -25,16 +25,16 @@ from ..config import AugmentConfig, DataConfig
 from ..errors import UserError
 from . import recipes
 from .cache import Chunked, Places
-from .manifest import Manifest, Range, load_manifest
+from .manifest import Manifest, Modality, Range, load_manifest
 from .prepare import PreparedCase
 from .transforms import RandContrastPhased, RandPatchd
 
 HOLES = 3  # at most, in one patch
 
 
-def window(image: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """Clip an image to the manifest's intensity window and map it onto its range, float32 of the same shape."""
-    (low, high), (bottom, top) = manifest.intensity_window, manifest.intensity_range
+def window(image: np.ndarray, manifest: Manifest, modality: Modality | None = None) -> np.ndarray:
+    """Clip an image to the window of its modality (None: the manifest's own) and map it onto the manifest's range, float32 of the same shape."""
+    (low, high), (bottom, top) = manifest.window_of(modality or manifest.modality), manifest.intensity_range
     return ((np.clip(image, low, high) - low) / (high - low) * (top - bottom) + bottom).astype(np.float32)
 
 
@@ -50,7 +50,7 @@ class Patches:
             raise UserError(f"data.train_cases: found {[c.case.id for c in cases if c.label is None] or 'no case'} without a label, expected labelled cases.")
         manifest = load_manifest(data.manifest)
         self.cases, self.seed = list(cases), seed
-        self.transforms = [augmentation(manifest, data.patch_voxels, augment, manifest.contrast_of(c.case.id)) for c in cases]
+        self.transforms = [augmentation(manifest, data.patch_voxels, augment, manifest.contrast_of(c.case.id), modality=c.case.modality) for c in cases]
         self.places = [case.places for case in self.cases]
         self.holders: dict[int, list[int]] = {}  # class -> cases that have it, where a class is drawn first
         if data.sampling == "classes":
@@ -97,10 +97,12 @@ class _InOrder(Dataset):
         return self.patches.patch(self.steps[number // self.size], number % self.size)
 
 
-def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: AugmentConfig, contrast_ranges: dict[str, Range]) -> Compose:
+def augmentation(
+    manifest: Manifest, patch_voxels: Sequence[int], augment: AugmentConfig, contrast_ranges: dict[str, Range], *, modality: Modality | None = None
+) -> Compose:
     """The transforms of a training patch, in order: cut (turned and scaled), contrast phase (both in HU), window, then intensity. All that
     follows the window works in the unit range, where 0 is what lies beyond the scan; the manifest's own range comes last."""
-    both, (low, high) = ["image", "label"], manifest.intensity_window
+    both, (low, high) = ["image", "label"], manifest.window_of(modality or manifest.modality)
     classes = len(manifest.class_names)
     if augment.recipe != "own":
         cut, changes = recipes.recipe(augment.recipe, manifest.name, patch_voxels)

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
-from pydantic import BaseModel, ConfigDict, PositiveFloat
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
+from ..config import describe
 from ..errors import UserError
 from ..paths import cache_dir
 from .cache import DAMAGED, CaseFile, Chunked, Places, write_case
@@ -48,6 +49,14 @@ class Preparation(BaseModel):
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     labels: Literal["nearest", "linear"] = "nearest"
     intensity: Literal["kept", "scaled"] = "kept"
+
+
+def preparation(**settings) -> Preparation:
+    """`Preparation` of a user's settings. Raises UserError, in one line, for a wrong one."""
+    try:
+        return Preparation(**settings)
+    except ValidationError as error:
+        raise UserError(describe(error, Preparation)) from None
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | N
     """Prepare a case and write its file (`cache.write_case`). `told` is its fingerprint where that is known. Raises UserError as `prepare`."""
     manifest = load_manifest(case.manifest)
     arrays, grid = _prepare(case, manifest, settings)
-    window = manifest.intensity_window if settings.intensity == "scaled" else None
+    window = manifest.window_of(case.modality) if settings.intensity == "scaled" else None
     facts = {"id": case.id, "manifest": manifest.name, "fingerprint": told or fingerprint(case, settings, sha256_of)}
     write_case(path, image=arrays["image"], label=arrays.get("label"), facts=facts | grid, window=window)
 
@@ -220,9 +229,9 @@ def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[dic
     whole = step.image(volume)
     del volume
 
-    box = _body(whole, manifest.intensity_window[0])
+    low = manifest.window_of(case.modality)[0]
+    box = _body(whole, low)
     if box is None:
-        low = manifest.intensity_window[0]
         raise UserError(f"{case.image}: no voxel above {low:g}, the low end of {manifest.name}'s intensity window. Is it in the manifest's unit?")
     arrays = {"image": np.ascontiguousarray(whole[box])}
     del whole
@@ -258,7 +267,7 @@ def fingerprint(case: Case, settings: Preparation, sha256_of) -> str:
     spacing_mm = settings.spacing_mm or manifest.spacing_mm
     files = [sha256_of(path) if path else None for path in (case.image, case.label)]
     classes = [[name, list(values)] for name, values in manifest.classes.items()]
-    told = [VERSION, MARGIN_VOXELS, files, classes, manifest.intensity_window, spacing_mm, settings.labels, settings.intensity]
+    told = [VERSION, MARGIN_VOXELS, files, classes, manifest.window_of(case.modality), spacing_mm, settings.labels, settings.intensity]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
