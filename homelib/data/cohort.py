@@ -7,7 +7,9 @@ bytes. A case that cannot be prepared is told and passed over.
 import json
 import logging
 import multiprocessing
+import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +27,7 @@ from ..paths import written_whole
 from .cache import DAMAGED, CaseFile
 from .manifest import Case
 from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha256_of
+from .processes import new_processes
 
 TOLD = "cases.csv"  # in the folder: what became of every case
 _PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
@@ -199,14 +202,7 @@ def _alone(job: tuple) -> tuple[Outcome, dict]:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """New processes, not copies of this one: a copy of a process that has used PyTorch's threads may hang. Where the system can, they are
-    copies of one that has imported all it needs and done nothing else."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-    else:
-        context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    return ProcessPoolExecutor(workers, mp_context=new_processes(), initializer=_start_worker)
 
 
 def _start_worker() -> None:
@@ -214,3 +210,10 @@ def _start_worker() -> None:
 
     torch.set_num_threads(1)  # the cases are the parallel part
     logging.getLogger("monai").setLevel(logging.ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

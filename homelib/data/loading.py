@@ -27,6 +27,7 @@ from . import recipes
 from .cache import Chunked, Places
 from .manifest import Manifest, Modality, Range, load_manifest
 from .prepare import PreparedCase
+from .processes import new_processes
 from .transforms import RandContrastPhased, RandPatchd
 
 HOLES = 3  # at most, in one patch
@@ -81,7 +82,7 @@ class Patches:
 
     def loader(self, *, steps: range, size: int, workers: int = 0) -> DataLoader:
         """`batch` of each step, in order, made by some processes beside the training: the same batches for any number of them."""
-        return DataLoader(_InOrder(self, steps, size), batch_size=size, num_workers=workers, multiprocessing_context="spawn" if workers else None)
+        return DataLoader(_InOrder(self, steps, size), batch_size=size, num_workers=workers, multiprocessing_context=new_processes() if workers else None)
 
 
 class _InOrder(Dataset):

@@ -125,38 +125,76 @@ def test_a_fault_that_nobody_thought_of_stops_no_other_case(cases, tmp_path, mon
     assert "ZeroDivisionError: by nought" in outcomes[1].message
 
 
-def test_a_case_that_kills_its_process_is_told_and_the_others_are_done(cases, tmp_path):
-    """The worker is killed while it reads a named pipe that nobody writes to; no other case is lost with it."""
+WORKERS = """
+import pickle, sys
+from homelib.data.cohort import prepare_all
+if __name__ == "__main__":
+    cases, folder, settings = pickle.load(open(sys.argv[1], "rb"))
+    print([outcome.state for outcome in prepare_all(cases, folder, settings, workers=2, progress=False)])
+"""
+
+
+@pytest.fixture
+def stuck(cases, tmp_path):
+    """A preparation in two workers, one of which reads a named pipe that nobody writes to, so that it can be killed at its work."""
     pipe = tmp_path / "pipe.nii"
     os.mkfifo(pipe)
+    (tmp_path / "job.py").write_text(WORKERS)
     jobs = [replace(cases[0], id="stuck", image=pipe), *cases[:2]]
-    code = (
-        "import sys, pickle\nfrom homelib.data.cohort import prepare_all\n"
-        "if __name__ == '__main__':\n"
-        "    cases, folder, settings = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "    print([o.state for o in prepare_all(cases, folder, settings, workers=2, progress=False)])\n"
-    )
-    script, told = tmp_path / "job.py", tmp_path / "job.pickle"
-    script.write_text(code)
-    told.write_bytes(pickle.dumps((jobs, tmp_path / "out", SETTINGS)))
-    process = subprocess.Popen([sys.executable, script, told], stdout=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        for child in reading(process.pid, pipe):
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((jobs, tmp_path / "out", SETTINGS)))
+    process = subprocess.Popen([sys.executable, tmp_path / "job.py", tmp_path / "job.pickle"], stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_for(found, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+    return result
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the worker to kill")
+def test_a_case_that_kills_its_process_is_told_and_the_others_are_done(stuck):
+    """The worker is killed at the case, and again when the case is tried alone; no other case is lost with it."""
+
+    def ended():
+        for child in reading(stuck.pid):
             os.kill(child, signal.SIGKILL)
-        time.sleep(0.2)
-    assert process.stdout.read().strip() == "['failed', 'prepared', 'prepared']"
+        return stuck.poll() is not None
+
+    wait_for(ended)
+    assert stuck.stdout.read().strip() == "['failed', 'prepared', 'prepared']"
 
 
-def reading(parent: int, pipe) -> list[int]:
-    """Children of a process that wait for a named pipe to be opened (Linux)."""
-    found = []
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the workers")
+def test_workers_end_with_the_process_that_started_them(stuck):
+    (worker, *_) = wait_for(lambda: reading(stuck.pid))
+    stuck.kill()
+    stuck.wait()
+    wait_for(lambda: not os.path.exists(f"/proc/{worker}"), 20)
+
+
+def reading(ancestor: int) -> list[int]:
+    """Processes below another one that wait for a named pipe to be opened (Linux)."""
+    parents, waiting = {}, set()
     for entry in os.listdir("/proc"):
         try:
-            if entry.isdigit() and int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1]) == parent:
+            if entry.isdigit():
+                parents[int(entry)] = int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1])
                 if open(f"/proc/{entry}/wchan").read() in ("wait_for_partner", "fifo_open"):
-                    found.append(int(entry))
+                    waiting.add(int(entry))
         except OSError:
             continue
+    found = []
+    for process in waiting:
+        above = process
+        while above in parents and above != ancestor:
+            above = parents[above]
+        if above == ancestor:
+            found.append(process)
     return found
 
 
