@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import data_cases, peers
 from benchmarks.measure import measure, synchronize, told
 
 
@@ -219,6 +219,7 @@ def _nothing():
 
 
 KINDS = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
+KINDS |= {"prepare": data_cases.prepare, "data_set": data_cases.data_set, "patches": data_cases.patches}
 
 
 def main() -> None:
