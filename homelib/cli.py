@@ -227,7 +227,10 @@ def data_plan(
 
     manifest = load_manifest(name)
     cases = find_cases(manifest, root).cases
-    done = plan(manifest, grids_of(cases), memory_gib=memory or device_memory_gib(), cases=len(cases), spacing_mm=spacing)
+    grids, faults = grids_of(cases)
+    for fault in faults:
+        console.print(f"left out: {fault}", highlight=False, markup=False)
+    done = plan(manifest, grids, memory_gib=memory or device_memory_gib(), cases=len(cases), spacing_mm=spacing)
     table = Table("", "planned", "paper", "reason", title=f"{manifest.name}: a plan for the paper's network")
     for row in done.rows:
         table.add_row(row.what, row.value, row.paper or "-", row.reason)

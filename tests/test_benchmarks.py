@@ -85,7 +85,7 @@ def test_the_scripts_prepare_what_homelib_does(tmp_path):
         one(str(image), str(label), tmp_path / name)
     ours = CaseFile.open(tmp_path / "homelib").arrays()
     inner = (slice(4, -4),) * 3  # MONAI smooths zeros in from beyond the scan
-    for name, apart in (("MONAI script", 40), ("MONAI script with low-pass", 1)):
+    for name, apart in (("MONAI script", 20), ("MONAI script with low-pass", 3)):
         theirs = torch.load(tmp_path / name, weights_only=False)
         assert theirs["image"].shape[1:] == ours[0].shape
         assert np.abs(theirs["image"][0].numpy() - ours[0])[inner].mean() < apart  # HU

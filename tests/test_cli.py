@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from homelib import Settings, cli
 from homelib.data.demo import DemoData
@@ -326,3 +327,65 @@ def test_damaged_runs_are_one_line(run, mistake, tmp_path):
     (tmp_path / "settings.json").write_text((run / "settings.json").read_text())
     (tmp_path / "best.safetensors").write_bytes(b"nothing")
     assert "best.safetensors: damaged or no safetensors file" in mistake("evaluate", tmp_path)
+
+
+# ---------------------------------------------------------------- a data set of the user's
+
+
+@pytest.fixture
+def user_data(phantoms, tmp_path, monkeypatch):
+    """A folder with a good and a damaged case, and a manifest for it: (manifest, root)."""
+    root = tmp_path / "root"
+    manifest = yaml.safe_load((ROOT / "data_manifests" / "demo_ct.yaml").read_text())
+    manifest |= {"name": "mine", "cases": [], "packages": {}, "contrast_ranges": {}, "patch_voxels": [96, 96, 96]}
+    manifest["layouts"] = [{"name": "pairs", "image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"}]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(manifest))
+    for case in ("good", "bad"):
+        for folder, source in (("images", phantoms["phantom-a"].image), ("labels", phantoms["phantom-a"].label)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            (root / folder / f"{case}.nii.gz").write_bytes(source.read_bytes()[: 2000 if case == "bad" else None])
+    return tmp_path / "mine.yaml", root
+
+
+def test_a_data_set_is_prepared_once_and_a_bad_case_is_told(home, user_data, tmp_path):
+    arguments = ["data", "prepare", *user_data, "--out", tmp_path / "out", "--spacing", "12", "12", "12", "--workers", "1"]
+    status, out, err = home(*arguments)
+    assert status == 1
+    assert f"{tmp_path / 'out'}: 1 prepared, 0 unchanged, 1 failed (cases.csv)." in out
+    assert "bad.nii.gz: cannot be read as a 3D image" in err
+    assert "Traceback" not in out + err
+    (user_data[1] / "images" / "bad.nii.gz").unlink()
+    (user_data[1] / "labels" / "bad.nii.gz").unlink()
+    status, out, err = home(*arguments)
+    assert (status, "0 prepared, 1 unchanged, 0 failed" in out) == (0, True)
+
+
+def test_settings_of_a_preparation_that_are_none_are_one_line(mistake, user_data):
+    assert mistake("data", "prepare", *user_data, "--labels", "cubic").startswith("labels: found 'cubic'; ")
+    assert "no such folder" in mistake("data", "prepare", user_data[0], "/nowhere")
+
+
+def test_a_plan_stands_beside_the_papers_values(home, user_data):
+    (user_data[1] / "images" / "bad.nii.gz").write_bytes(b"")
+    status, out, _ = home("data", "plan", *user_data, "--memory", "24")
+    assert status == 0
+    for text in (
+        "left out: ",
+        "bad.nii.gz: its header cannot be read",
+        "spacing, mm",
+        "7 x 7 x 7",
+        "4 x 4 x 4",
+        "patch, voxels",
+        "48 x 48 x 48",
+        "96 x 96 x 96",
+        "batch, patches",
+    ):
+        assert text in out
+
+
+def test_a_data_set_that_is_not_open_comes_with_the_steps_to_get_it(home, mistake):
+    status, out, _ = home("data", "fetch", "amos_ct")
+    assert status == 1
+    assert "1. " in out
+    assert "home data check amos_ct ROOT" in out
+    assert mistake("data", "fetch", "amos_ct", "--url", "https://x/y.zip").startswith("sha256: found ''")

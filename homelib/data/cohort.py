@@ -31,6 +31,7 @@ from .processes import new_processes
 
 TOLD = "cases.csv"  # in the folder: what became of every case
 _PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
+_MARK = ".prepared"  # in the folder: that it is ours
 _STAMPS = ".inputs.json"  # in the folder: sha256 of input files by place, size and time, so that they are not read again
 
 
@@ -57,13 +58,13 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
         One outcome a case, in the order asked.
 
     Raises:
-        UserError: two cases with one id, or another preparation at work in the folder.
+        UserError: two cases with one id, a folder that holds something else, or another preparation at work in it.
     """
     cases, folder, settings = list(cases), Path(folder), settings or Preparation()
     ids = [case.id for case in cases]
     if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
         raise UserError(f"cases: found {', '.join(twice[:5])} more than once, expected a name of its own for each case. Rename them.")
-    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             for left in folder.glob(".*"):
@@ -98,6 +99,15 @@ def case_path(folder: str | Path, case_id: str) -> Path:
     """A case's file. An id that is no plain file name is told by as much of it as is plain, and a hash."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", case_id).lstrip(".")[:80]
     return Path(folder) / (f"{plain}.zip" if plain == case_id != "" else f"{plain}-{sha256(case_id.encode()).hexdigest()[:12]}.zip")
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder, or see that it is one of prepared cases: a file of the user's that has a case's name is never written over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _MARK).exists():
+        if other := next(folder.iterdir(), None):
+            raise UserError(f"{folder}: holds {other.name}, expected an empty folder or one of prepared cases. Choose another with --out.")
+        (folder / _MARK).write_text("Cases that homelib has prepared. It may replace any file here.\n")
 
 
 def _one(job: tuple[Case, Path, Preparation, dict[str, str]]) -> tuple[Outcome, dict[str, str]]:

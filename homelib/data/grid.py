@@ -106,8 +106,11 @@ class Resampling:
         """As `label`, but each class is interpolated linearly as a mask of its own, and the largest taken: smoother where the grid gets finer."""
         best = self.image(volume == 0, smooth=False)[box]
         chosen = np.zeros(best.shape, volume.dtype)
-        for index in np.flatnonzero(np.bincount(volume.ravel(), minlength=1)[1:]) + 1:
-            share = self.image(volume == index, smooth=False)[box]
+        for index in range(1, int(volume.max()) + 1):
+            mask = volume == index
+            if not mask.any():
+                continue
+            share = self.image(mask, smooth=False)[box]
             more = share > best
             chosen[more] = index
             np.maximum(best, share, out=best)

@@ -140,18 +140,20 @@ def _spacing(spacings: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _batch_reason(batch: int, by_memory: int, by_data: int) -> str:
     if by_data < by_memory:
-        return (
-            f"memory has room for {by_memory}, but a batch should hold no more than {SHARE:.0%} of the data"
-            if batch > 2
-            else "two at least, in a small data set"
-        )
+        return f"memory has room for {by_memory}, but a batch should be no more than {SHARE:.0%} of the data, and two patches at least"
     return "as many as memory has room for"
 
 
-def grids_of(cases: Sequence[Case]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """`grid_of` the images of some cases, spread over all of them when they are many."""
+def grids_of(cases: Sequence[Case]) -> tuple[list[tuple[tuple[int, ...], tuple[float, ...]]], list[str]]:
+    """`grid_of` the images of some cases, spread over all of them when they are many; and what is wrong with those that cannot be read."""
     chosen = cases if len(cases) <= LOOKED_AT else [cases[int(i)] for i in np.linspace(0, len(cases) - 1, LOOKED_AT)]
-    return [grid_of(case.image) for case in chosen]
+    grids, faults = [], []
+    for case in chosen:
+        try:
+            grids.append(grid_of(case.image))
+        except UserError as error:
+            faults.append(str(error))
+    return grids, faults
 
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], tuple[float, ...]]:

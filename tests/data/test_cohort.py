@@ -268,9 +268,17 @@ def test_a_case_of_any_name_has_a_plain_file_in_the_folder(name, tmp_path):
 
 
 def test_a_second_preparation_of_a_folder_waits_for_nothing(cases, tmp_path):
-    (tmp_path / "out").mkdir()
+    run([], tmp_path / "out")
     with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="another preparation is at work there"):
         run(cases, tmp_path / "out")
+
+
+def test_a_folder_with_other_files_is_left_as_it_is(cases, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "case-0.zip").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"out: holds case-0\.zip, expected an empty folder or one of prepared cases"):
+        run(cases, tmp_path / "out")
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"mine"]
 
 
 def test_a_case_that_was_never_prepared_is_one_line(tmp_path):
