@@ -183,7 +183,7 @@ def test_make_alone_lists_every_target():
     result = make(ROOT)
     assert result.returncode == 0
     listed = re.findall(r"^make ([\w-]+) +\S.*$", result.stdout, flags=re.MULTILINE)
-    assert listed == ["help", "env", "demo", "test", "bench", "bench-gpu", "lab", "clean"]
+    assert listed == ["help", "env", "demo", "test", "bench", "bench-data", "bench-gpu", "lab", "clean"]
     assert make(ROOT, "help").stdout == result.stdout
 
 
