@@ -4,21 +4,16 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from ..paths import written_whole
+from .checks import CHECKS, Severity
 
-Severity = Literal["error", "warning", "note"]
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`severity`: an error keeps a case out of training, a warning deserves a look, a note is for knowing.
-
-    `check` is the name of what was looked at, the same for the same fault; `case` is empty where the whole data set is meant;
-    `fixable`: `--fix` can write a repaired copy.
-    """
+    """`check` is a key of `checks.CHECKS`; `case` is empty where the whole data set is meant."""
 
     severity: Severity
     case: str
@@ -31,6 +26,12 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.file or self.case}: {self.check}: found {self.found}, expected {self.expected}. {self.remedy}"
+
+
+def finding(check: str, case: str, file: str | Path, found: str, **filled: object) -> Finding:
+    """The finding of a check; `filled` goes into the text of what is expected. Raises KeyError for a check or a text that is not there."""
+    kind = CHECKS[check]
+    return Finding(kind.severity, case, str(file), check, found, kind.expected.format(**filled), kind.remedy, kind.fixable)
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

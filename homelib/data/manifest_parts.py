@@ -163,4 +163,3 @@ class SplitRule(Frozen):
     def counts(self) -> bool:
         """Whether `parts` are numbers of cases: whole, and more than one in all."""
         return bool(self.parts) and abs(sum(self.parts.values()) - 1) > 1e-6
-
