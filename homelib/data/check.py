@@ -7,6 +7,7 @@ unchanged case (files by size and time, the manifest's rules) is not read again.
 import hashlib
 import json
 import os
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -90,15 +91,15 @@ def kept_reports(manifest: Manifest, root: str | Path, cases: Iterable[Case], *,
 
 def state(case: Case, rules: Rules) -> str:
     """Of all that the result depends on: this code's version, the rules, and the case's files by name, size and time."""
-    told = repr((VERSION, rules, case.modality, [_stamp(path) for path in (case.image, case.label) if path]))
+    told = f"{VERSION}{rules.told}{case.modality}{[_stamp(path) for path in (case.image, case.label) if path]}"
     return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _stamp(path: Path) -> tuple:
     try:
-        stat = os.stat(path)
-        if not os.path.isdir(path):
-            return str(path), stat.st_size, stat.st_mtime_ns
+        found = os.stat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            return str(path), found.st_size, found.st_mtime_ns
         with os.scandir(path) as listing:
             return str(path), sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in listing)
     except OSError as error:

@@ -6,6 +6,7 @@ Every fault is a finding; nothing is raised, nothing is written. A case is read 
 import hashlib
 import itertools
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ class Rules:
     @classmethod
     def of(cls, manifest: Manifest) -> "Rules":
         return cls(dict(manifest.labels), dict(manifest.classes), {m: manifest.window_of(m) for m in manifest.modalities})
+
+    @cached_property
+    def told(self) -> str:
+        """All of it as text, to tell one set of rules from another."""
+        return repr((self.labels, self.classes, self.windows))
 
 
 @dataclass

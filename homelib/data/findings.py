@@ -45,6 +45,20 @@ def count(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in numbers.items())
 
 
+def table(findings: Iterable[Finding]):
+    """The findings as a `rich` table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "case or file", "check", "found", "expected", "remedy"):
+        drawn.add_column(name, overflow="fold")
+    for f in findings:
+        drawn.add_row(Text(f.severity, colours[f.severity]), *map(Text, (f.case or f.file, f.check, f.found, f.expected, f.remedy)))
+    return drawn
+
+
 def write_findings(findings: Iterable[Finding], path: Path) -> None:
     """The findings as CSV, UTF-8, one row each, in order; the header alone where there is none."""
     write_rows((asdict(finding) for finding in in_order(findings)), [field.name for field in fields(Finding)], path)

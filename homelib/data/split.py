@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ..errors import UserError
 from .check import kept_reports
+from .examine import Report
 from .manifest import Case, Manifest, SplitRule
 
 
-def split(manifest: Manifest, cases: Iterable[Case], *, root: str | Path | None = None) -> dict[str, str]:
+def split(manifest: Manifest, cases: Iterable[Case], *, root: str | Path | None = None, reports: Mapping[str, Report] | None = None) -> dict[str, str]:
     """The part of each case, by its id: "train", "validation", "test", or "fold-0", "fold-1" and so on.
 
     What a layout says comes first, then the lists in the data set's folder, then shares or folds of the rest. A manifest without a
@@ -22,7 +23,8 @@ def split(manifest: Manifest, cases: Iterable[Case], *, root: str | Path | None 
     Args:
         manifest: with its split rule.
         cases: of `find_cases`.
-        root: the data set's folder; for lists, and for the results of a check, where a class stratifies.
+        root: the data set's folder; for lists, and for the results of its last check, where a class stratifies.
+        reports: these results, where they are at hand already.
 
     Raises:
         UserError: a list is missing or names strangers; counts that are not the number of cases; cases not checked where a class stratifies.
@@ -40,7 +42,7 @@ def split(manifest: Manifest, cases: Iterable[Case], *, root: str | Path | None 
         raise UserError(
             f"{manifest.name}: split.parts: found {told} for {len(free)} cases, expected counts that sum to them. Complete the data, or give shares."
         )
-    strata = _strata(manifest, rule, free, root)
+    strata = _strata(manifest, rule, free, root, reports)
     assigned |= deal({case.id: strata[case.id] for case in free}, {part: share / total for part, share in shares.items()}, seed=rule.seed)
     return {case.id: assigned[case.id] for case in cases}
 
@@ -79,20 +81,21 @@ def _listed(manifest: Manifest, root: str | Path | None, part: str, name: str, k
     return ids
 
 
-def _strata(manifest: Manifest, rule: SplitRule, cases: list[Case], root: str | Path | None) -> dict[str, str]:
+def _strata(manifest: Manifest, rule: SplitRule, cases: list[Case], root: str | Path | None, reports: Mapping[str, Report] | None) -> dict[str, str]:
     """A word for each case; cases with the same one share its parts alike."""
     if rule.stratify_by is None:
         return {case.id: "" for case in cases}
     if rule.stratify_by == "modality":
         return {case.id: case.modality for case in cases}
-    if root is None:
-        raise UserError(f"{manifest.name}: split.stratify_by: the checks of its cases are not given; give the data set's folder.")
-    reports = kept_reports(manifest, root, cases)
+    if reports is None:
+        if root is None:
+            raise UserError(f"{manifest.name}: split.stratify_by: the checks of its cases are not given; give the data set's folder.")
+        reports = kept_reports(manifest, root, cases)
     strata = {case_id: str(report.statistics["voxels"][rule.stratify_by] > 0) for case_id, report in reports.items() if "voxels" in report.statistics}
     unknown = [case.id for case in cases if case.id not in strata]
     if unknown:
         raise UserError(
             f"{manifest.name}: split.stratify_by: found {len(unknown)} cases that may have {rule.stratify_by} or not, {unknown[0]} first; "
-            f"expected all checked. Run home data check {manifest.reference} {root}, and mend what it finds."
+            f"expected all checked. Run home data check {manifest.reference} {root or 'ROOT'}, and mend what it finds."
         )
     return strata
