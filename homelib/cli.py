@@ -187,11 +187,12 @@ def data_cases(
     root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
 ) -> None:
     """The cases in a folder: id, modality, part or fold, and what the last check said."""
+    from .data.findings import printable
     from .data.manifest import load_manifest
     from .data.overview import overview
 
     seen = overview(load_manifest(name), root)
-    print("\n".join(f"{case_id:30} {modality:4} {part or '-':10} {state}" for case_id, modality, part, state in seen.rows))
+    print("\n".join(f"{printable(case_id):30} {modality:4} {part or '-':10} {state}" for case_id, modality, part, state in seen.rows))
     console.print(str(seen), highlight=False, markup=False)
     if seen.why:
         console.print(seen.why, highlight=False, markup=False)

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,23 +58,38 @@ def check(
         UserError: `root` is no folder, or the manifest has no layouts.
     """
     found = find_cases(manifest, root)
+    kept = kept or kept_folder(manifest, root)
+    return check_cases(found.cases, manifest, kept=kept, workers=workers, again=again, progress=progress, findings=found.findings)
+
+
+def check_cases(
+    cases: Sequence[Case],
+    manifest: Manifest,
+    *,
+    kept: Path,
+    workers: int | None = None,
+    again: bool = False,
+    progress: bool = False,
+    findings: Sequence[Finding] = (),
+) -> Checked:
+    """Check cases that are known already, the demo's say. `findings`: what was found on the way to them. The rest as in `check`."""
     rules = Rules.of(manifest)
-    folder = kept or kept_folder(manifest, root)
-    states = {case.id: state(case, rules) for case in found.cases}
-    reports = {} if again else {case_id: r for case_id, r in _read_kept(folder, states).items() if not any(f.check in FILES for f in r.findings)}
-    todo = [case for case in found.cases if case.id not in reports]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "results.jsonl").open("a", encoding="utf-8") as stream:
-        for report in _examined(todo, rules, workers, len(found.cases), progress):
+    states = {case.id: state(case, rules) for case in cases}
+    reports = {} if again else {case_id: r for case_id, r in _read_kept(kept, states).items() if not any(f.check in FILES for f in r.findings)}
+    todo = [case for case in cases if case.id not in reports]
+    kept.mkdir(parents=True, exist_ok=True)
+    with (kept / "results.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write("\n")  # after a line that a killed check cut short
+        for report in _examined(todo, rules, workers, len(cases), progress):
             reports[report.case] = report
-            stream.write(_line(states[report.case], report))
+            stream.write(kept_line(states[report.case], report))
             stream.flush()
-    with written_whole(folder / "results.jsonl") as part:
-        part.write_text("".join(_line(states[case_id], report) for case_id, report in reports.items()), encoding="utf-8")
-    findings = in_order([*found.findings, *(f for r in reports.values() for f in r.findings), *compare(found.cases, reports, manifest)])
-    write_findings(findings, folder / "findings.csv")
-    _write_cases(found.cases, reports, manifest, folder / "cases.csv")
-    return Checked(found.cases, {case.id: reports[case.id] for case in found.cases}, tuple(findings), folder)
+    with written_whole(kept / "results.jsonl") as part:
+        part.write_text("".join(kept_line(states[case_id], report) for case_id, report in reports.items()), encoding="utf-8")
+    findings = in_order([*findings, *(f for r in reports.values() for f in r.findings), *compare(cases, reports, manifest)])
+    write_findings(findings, kept / "findings.csv")
+    _write_cases(cases, reports, manifest, kept / "cases.csv")
+    return Checked(tuple(cases), {case.id: reports[case.id] for case in cases}, tuple(findings), kept)
 
 
 def kept_folder(manifest: Manifest, root: str | Path) -> Path:
@@ -125,7 +140,8 @@ def _work(work: tuple[Case, Rules]) -> Report:
     return examine(*work)
 
 
-def _line(its_state: str, report: Report) -> str:
+def kept_line(its_state: str, report: Report) -> str:
+    """One result as a line of `results.jsonl`."""
     return json.dumps({"state": its_state, **asdict(report)}) + "\n"
 
 

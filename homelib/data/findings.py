@@ -55,8 +55,13 @@ def table(findings: Iterable[Finding]):
     for name in ("", "case or file", "check", "found", "expected", "remedy"):
         drawn.add_column(name, overflow="fold")
     for f in findings:
-        drawn.add_row(Text(f.severity, colours[f.severity]), *map(Text, (f.case or f.file, f.check, f.found, f.expected, f.remedy)))
+        drawn.add_row(Text(f.severity, colours[f.severity]), *(Text(printable(t)) for t in (f.case or f.file, f.check, f.found, f.expected, f.remedy)))
     return drawn
+
+
+def printable(text: str) -> str:
+    """A text that any terminal takes: bytes of a file name that are no UTF-8 are written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_findings(findings: Iterable[Finding], path: Path) -> None:

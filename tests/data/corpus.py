@@ -588,6 +588,11 @@ def not_ascii(w):
     w.both()
 
 
+@spoilt("name", case_id=os.fsdecode(b"latin-\xfc-1"))
+def not_utf8(w):
+    w.both()
+
+
 @spoilt("name", case_id="long-" + "x" * 200)
 def very_long(w):
     w.both()
