@@ -188,8 +188,7 @@ def _values(case: Case, label: Volume, rules: Rules, report: Report) -> None:
         if off.any():
             _tell(report, "label fractions", case.label, f"{int(np.count_nonzero(off))} values such as {data[off].flat[0]:g}")
             return
-    values, counts = np.unique(data, return_counts=True)
-    voxels = {int(value): int(n) for value, n in zip(values, counts, strict=True)}
+    voxels = _counts(data)
     ml = abs(float(np.linalg.det(label.affine[:3, :3]))) / 1000
     report.statistics["ml"] = {name: sum(voxels.get(v, 0) for v in raw) * ml for name, raw in rules.classes.items()}
     report.statistics["voxels"] = {name: sum(voxels.get(v, 0) for v in raw) for name, raw in rules.classes.items()}
@@ -206,3 +205,14 @@ def _values(case: Case, label: Volume, rules: Rules, report: Report) -> None:
         _tell(report, "no background", case.label, "none")
     if data.dtype.kind == "f":
         _tell(report, "label type", case.label, f"whole numbers stored as {data.dtype}")
+
+
+def _counts(data: np.ndarray) -> dict[int, int]:
+    """Voxels of each value, for a volume of whole numbers; slice by slice, which spares sorting and copying all of it."""
+    low, high = int(data.min()), int(data.max())
+    if high - low > 2**20:  # an image in a label's place
+        return {int(value): int(n) for value, n in zip(*np.unique(data, return_counts=True), strict=True)}
+    counts = np.zeros(high - low + 1, np.int64)
+    for k in range(data.shape[2]):
+        counts += np.bincount((data[:, :, k].astype(np.int64) - low).ravel(), minlength=len(counts))
+    return {int(index) + low: int(counts[index]) for index in np.flatnonzero(counts)}

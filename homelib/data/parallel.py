@@ -2,10 +2,14 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+_AHEAD = 2  # items a process that are handed out at a time: those, and no others, are under suspicion when one dies
 
 
 class Died(RuntimeError):
@@ -26,34 +30,39 @@ def over(function: Callable[[Any], Any], items: Sequence[Any], *, workers: int) 
         items: what to work on.
         workers: processes; 1 or fewer works in this one.
 
-    An item during which a process dies is tried once more, alone; if it dies again its result is `Died`.
+    When a process dies, the few items that were handed out then are tried once more, each in a process of its own; the one with
+    which it dies again has the result `Died`.
     """
     if workers <= 1 or len(items) < 2:
-        for index, item in enumerate(items):
-            yield index, _try(function, item)
+        yield from ((index, _try(function, item)) for index, item in enumerate(items))
         return
-    left = dict(enumerate(items))
-    try:
-        yield from _in_pool(function, left, workers)
-    except BrokenProcessPool:
-        for index in list(left):  # one of these is to blame; each gets a process of its own
-            try:
-                yield from _in_pool(function, {index: left[index]}, 1)
-            except BrokenProcessPool:
+    left = deque(enumerate(items))
+    while left:
+        for index, item in (yield from _in_pool(function, left, min(workers, len(left)))):
+            alone = deque([(index, item)])
+            if (yield from _in_pool(function, alone, 1)) or alone:
                 yield index, Died("its process ended without an answer")
 
 
-def _in_pool(function: Callable, left: dict[int, Any], workers: int) -> Iterator[tuple[int, Any]]:
-    """As `over`; what is done is taken out of `left`. Raises BrokenProcessPool when a process dies."""
-    with ProcessPoolExecutor(min(workers, len(left)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_try, function, item): index for index, item in left.items()}
-        try:
-            for future in as_completed(waiting):
+def _in_pool(function: Callable, left: deque, workers: int) -> Generator[tuple[int, Any], None, list[tuple[int, Any]]]:
+    """As `over`, taking items off `left`; ends early when a process dies, and returns the items that were handed out then."""
+    waiting: dict = {}
+    # Ctrl-C reaches every process; this one alone answers it.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        while left or waiting:
+            while left and len(waiting) < _AHEAD * workers:
+                waiting[pool.submit(_try, function, left[0][1])] = left[0]
+                left.popleft()
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 result = future.result()
-                del left[waiting[future]]
-                yield waiting[future], result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+                index, _ = waiting.pop(future)
+                yield index, result
+    except BrokenProcessPool:
+        return list(waiting.values())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return []
 
 
 def _try(function: Callable, item: Any) -> Any:

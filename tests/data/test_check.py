@@ -229,11 +229,18 @@ def test_a_file_that_goes_while_it_is_checked_is_a_finding(small):
     assert [f.check for f in examine(case, Rules.of(manifest)).findings] == ["missing"]
 
 
-def test_a_process_that_dies_takes_no_other_item_with_it():
-    items = [signal.SIGCONT, signal.SIGKILL, signal.SIGURG, signal.SIGCONT]
+@pytest.mark.parametrize("deadly", [0, 1, 11])
+def test_a_process_that_dies_takes_no_other_item_with_it(deadly):
+    items = [signal.SIGCONT] * 12
+    items[deadly] = signal.SIGKILL
     results = dict(over(signal.raise_signal, items, workers=2))
-    assert isinstance(results.pop(1), Died)
-    assert results == {0: None, 2: None, 3: None}
+    assert isinstance(results.pop(deadly), Died)
+    assert results == {index: None for index in range(12) if index != deadly}
+
+
+def test_two_that_die_are_both_told_of():
+    results = dict(over(signal.raise_signal, [signal.SIGKILL, signal.SIGCONT, signal.SIGKILL], workers=2))
+    assert [type(results[index]) for index in range(3)] == [Died, type(None), Died]
 
 
 def test_an_empty_folder_and_none_at_all(tmp_path, manifest):
