@@ -190,7 +190,10 @@ def _read_nifti(path: Path) -> _Raw:
     elif sform[1] and qform[1] and not np.allclose(sform[0], qform[0], atol=0.05):
         apart = np.abs(sform[0] - qform[0]).max()
         remarks.append(Remark("two orientations", f"up to {apart:.3g} apart"))
-    return _Raw(np.asanyarray(image.dataobj), np.asarray(image.affine, np.float64), remarks)
+    stored = image.dataobj
+    small = header.get_data_dtype().kind in "iu" and header.get_data_dtype().itemsize <= 2 and (stored.slope, stored.inter) != (1, 0)
+    data = np.asarray(stored, np.float32) if small else np.asanyarray(stored)  # nibabel scales to float64: twice the memory for no more digits
+    return _Raw(data, np.asarray(image.affine, np.float64), remarks)
 
 
 def _raw_pixdim(path: Path, header) -> np.ndarray:

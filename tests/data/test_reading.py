@@ -73,12 +73,14 @@ def test_a_dicom_series_with_names_out_of_order_and_a_rescale(tmp_path):
     np.testing.assert_array_equal(read(folder).data, plain * 2.0 - 1024)
 
 
-def test_scaled_nifti_comes_back_in_its_unit(tmp_path):
-    image = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), np.eye(4))
-    image.header.set_slope_inter(0.5, -10)
-    image.set_data_dtype(np.int16)
-    nib.save(nib.Nifti1Image(np.arange(120, dtype=np.float32).reshape(4, 5, 6) * 0.5 - 10, np.eye(4)), tmp_path / "f.nii")
-    np.testing.assert_allclose(read(tmp_path / "f.nii").data.ravel(), np.arange(120) * 0.5 - 10)
+def test_scaled_nifti_comes_back_in_its_unit_and_in_single_precision(tmp_path):
+    image = nib.Nifti1Image(np.arange(120).reshape(4, 5, 6) * 0.5 - 10, np.eye(4))
+    image.set_data_dtype(np.int16)  # nibabel finds slope and intercept itself
+    nib.save(image, tmp_path / "scan.nii")
+    assert nib.load(tmp_path / "scan.nii").dataobj.slope != 1
+    back = read(tmp_path / "scan.nii").data
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back.ravel(), np.arange(120) * 0.5 - 10, atol=1e-3)
 
 
 def test_masks_become_one_label(tmp_path):
