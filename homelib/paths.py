@@ -30,11 +30,6 @@ def shipped(name: str) -> Path:
     raise FileNotFoundError(f"{name}/ is neither beside nor inside {package}: install homelib from a clone (`make env`).")
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed onto it when all went well, removed when not. So a killed run leaves the old file or the new one."""

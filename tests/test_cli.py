@@ -86,7 +86,9 @@ def test_a_mistake_has_exit_status_2_and_one_line_in_a_process_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "command", ["doctor", "demo", "data", "data list", "data show", "data fetch", "data prepare", "data plan", "train", "predict", "evaluate", "tables"]
+    "command",
+    ["doctor", "demo", "data", "data list", "data show", "data fetch", "data check", "data cases", "data import", "data prepare", "data plan"]
+    + ["train", "predict", "evaluate", "tables"],
 )
 def test_every_command_has_help(home, command):
     status, out, _ = home(*command.split(), "--help")
@@ -329,7 +331,69 @@ def test_damaged_runs_are_one_line(run, mistake, tmp_path):
     assert "best.safetensors: damaged or no safetensors file" in mistake("evaluate", tmp_path)
 
 
-# ---------------------------------------------------------------- a data set of the user's
+# ---------------------------------------------------------------- data sets of one's own
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """A folder of two cases, one with a turned label, and a copy of the template manifest that fits it."""
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for case_id in ("one", "two"):
+        for folder in ("imagesTr", "labelsTr"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        image = rng.normal(0, 100, (10, 11, 12)).astype(np.float32)
+        label = rng.integers(0, 3, (10, 11, 12)).astype(np.uint8)
+        flip = np.diag([-1.0, 1, 1, 1])
+        flip[0, 3] = 9
+        turned = case_id == "two"
+        nib.save(nib.Nifti1Image(image, np.eye(4)), root / "imagesTr" / f"{case_id}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(label[::-1] if turned else label, flip if turned else np.eye(4)), root / "labelsTr" / f"{case_id}.nii.gz")
+    return root
+
+
+def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_path):
+    manifest, root = tmp_path / "mine.yaml", own_data
+    assert "Give --modality" in mistake("data", "import", root, "-o", manifest)
+    status, out, _ = home("data", "import", root, "-o", manifest, "--modality", "CT")
+    assert status == 0, out
+    assert "look at: Source, licence" in out
+    assert "2 cases, CT, 2 classes, 1 layouts" in out
+    assert "exists already" in mistake("data", "import", root, "-o", manifest, "--modality", "CT")
+
+    status, out, _ = home("data", "check", manifest, root, "--workers", 1, "--csv", tmp_path / "found.csv", "--fix", tmp_path / "fixed")
+    assert status == 1
+    assert re.search(r"error +two +label turned", out)
+    assert "2 cases, 1 error, 0 warnings, 0 notes" in out
+    assert "1 files repaired" in out
+    assert pd.read_csv(tmp_path / "found.csv")["check"].tolist() == ["label turned"]
+    assert "exists already" in mistake("data", "check", manifest, root, "--csv", tmp_path / "found.csv")
+
+    status, out, _ = home("data", "check", manifest, tmp_path / "fixed", "--workers", 1)
+    assert status == 0, out
+    status, out, _ = home("data", "cases", manifest, root)
+    assert status == 0
+    assert re.search(r"^one +CT +fold-\d +good$", out, re.MULTILINE)
+    assert re.search(r"^two +CT +fold-\d +errors$", out, re.MULTILINE)
+
+
+def test_a_split_that_cannot_be_made_yet_is_told(home, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1_1_0000.nii.gz").touch()
+    status, out, _ = home("data", "cases", "panorama", tmp_path)
+    assert status == 0
+    assert re.search(r"^1_1 +CT +- +unchecked$", out, re.MULTILINE)
+    assert "test_cases.txt: no such file; expected the ids of the test cases" in out
+
+
+def test_wrong_folders_and_names_of_data_are_one_line(mistake, tmp_path):
+    assert "no such folder" in mistake("data", "check", "amos_ct", tmp_path / "gone")
+    assert "no layouts" in mistake("data", "check", "demo_ct", tmp_path)
+    assert "amos_ct" in mistake("data", "check", "amos_cd", tmp_path)
+    assert "no such folder" in mistake("data", "cases", "amos_ct", tmp_path / "gone")
+
+
+# ---------------------------------------------------------------- preparing a data set of the user's
 
 
 @pytest.fixture

@@ -5,14 +5,8 @@ bytes. A case that cannot be prepared is told and passed over.
 """
 
 import json
-import logging
-import multiprocessing
-import os
 import re
-import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,8 +20,8 @@ from ..errors import UserError
 from ..paths import written_whole
 from .cache import DAMAGED, CaseFile
 from .manifest import Case
+from .parallel import Died, over
 from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha256_of
-from .processes import new_processes
 
 TOLD = "cases.csv"  # in the folder: what became of every case
 _PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
@@ -71,10 +65,11 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
                 if _PART.fullmatch(left.name):  # by a run that was killed
                     left.unlink(missing_ok=True)
             stamps = _Stamps.load(folder / _STAMPS)
-            jobs = ((case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases)
+            jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
             done: dict[str, Outcome] = {}
             bar = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1)
-            for outcome, read in _in_processes(jobs, workers) if workers > 1 else map(_one, jobs):
+            for number, result in over(_one, jobs, workers=workers):
+                outcome, read = result if isinstance(result, tuple) else (_unforeseen(cases[number], result), {})
                 done[outcome.case] = outcome
                 stamps.known |= read
                 bar.update()
@@ -125,11 +120,14 @@ def _one(job: tuple[Case, Path, Preparation, dict[str, str]]) -> tuple[Outcome, 
     except OSError as error:
         what = f"{error.filename or path}: {error.strerror or error}; check that it is there and can be read, and that there is room on the disk."
         return Outcome(case.id, "failed", what), stamps.read
-    except MemoryError:
-        return Outcome(case.id, "failed", f"{case.image}: too large for this machine's memory. Prepare with fewer workers, or crop it."), stamps.read
-    except Exception as error:  # whatever it is, the other cases are not to suffer from it
-        reason = " ".join(str(error).split())[:200]
-        return Outcome(case.id, "failed", f"{case.image}: {type(error).__name__}: {reason}; expected a volume that can be prepared. Check it."), stamps.read
+
+
+def _unforeseen(case: Case, error: Exception) -> Outcome:
+    """A case that failed of what nobody thought of, or whose process ended."""
+    if isinstance(error, (MemoryError, Died)):
+        return Outcome(case.id, "failed", f"{case.image}: {str(error) or 'no memory left'}; it takes up to four of its volumes. Use fewer workers, or crop it.")
+    reason = " ".join(str(error).split())[:200]
+    return Outcome(case.id, "failed", f"{case.image}: {type(error).__name__}: {reason}; expected a volume that can be prepared. Check it.")
 
 
 def _is_there(path: Path, told: str) -> bool:
@@ -174,56 +172,3 @@ class _Stamps:
 def _stamp(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _in_processes(jobs: Iterator[tuple], workers: int) -> Iterator[tuple[Outcome, dict]]:
-    """`_one` of each job in some processes. One that dies (of a lack of memory, say) takes the others' work with it: what they were at is then
-    done again, each case alone, and the one that fails alone is told."""
-    jobs, running = iter(jobs), {}
-    pool = _pool(workers)
-    try:
-        while True:
-            while len(running) < 2 * workers and (job := next(jobs, None)) is not None:
-                running[pool.submit(_one, job)] = job
-            if not running:
-                return
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            broken = [future for future in finished if isinstance(future.exception(), BrokenProcessPool)]
-            for future in finished - set(broken):
-                del running[future]
-                yield future.result()
-            if broken:
-                again, running = list(running.values()), {}
-                pool.shutdown(wait=True, cancel_futures=True)
-                for job in again:
-                    yield _alone(job)
-                pool = _pool(workers)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _alone(job: tuple) -> tuple[Outcome, dict]:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(_one, job).result()
-        except BrokenProcessPool:
-            case = job[0]
-            return Outcome(case.id, "failed", f"{case.image}: its process was killed, most likely for want of memory. Free some, or crop the image."), {}
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=new_processes(), initializer=_start_worker)
-
-
-def _start_worker() -> None:
-    import torch
-
-    torch.set_num_threads(1)  # the cases are the parallel part
-    logging.getLogger("monai").setLevel(logging.ERROR)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -4,21 +4,16 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from ..paths import written_whole
+from .checks import CHECKS, Severity
 
-Severity = Literal["error", "warning", "note"]
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`severity`: an error keeps a case out of training, a warning deserves a look, a note is for knowing.
-
-    `check` is the name of what was looked at, the same for the same fault; `case` is empty where the whole data set is meant;
-    `fixable`: `--fix` can write a repaired copy.
-    """
+    """`check` is a key of `checks.CHECKS`; `case` is empty where the whole data set is meant."""
 
     severity: Severity
     case: str
@@ -33,6 +28,12 @@ class Finding:
         return f"{self.file or self.case}: {self.check}: found {self.found}, expected {self.expected}. {self.remedy}"
 
 
+def finding(check: str, case: str, file: str | Path, found: str, **filled: object) -> Finding:
+    """The finding of a check; `filled` goes into the text of what is expected. Raises KeyError for a check or a text that is not there."""
+    kind = CHECKS[check]
+    return Finding(kind.severity, case, str(file), check, found, kind.expected.format(**filled), kind.remedy, kind.fixable)
+
+
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
     """Errors first, then warnings and notes; within these by case and check."""
     return sorted(findings, key=lambda f: (_ORDER[f.severity], f.case, f.check, f.file))
@@ -42,6 +43,25 @@ def count(findings: Sequence[Finding]) -> str:
     """`"2 errors, 1 warning, 0 notes"`."""
     numbers = {kind: sum(f.severity == kind for f in findings) for kind in _ORDER}
     return ", ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in numbers.items())
+
+
+def table(findings: Iterable[Finding]):
+    """The findings as a `rich` table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "case or file", "check", "found", "expected", "remedy"):
+        drawn.add_column(name, overflow="fold")
+    for f in findings:
+        drawn.add_row(Text(f.severity, colours[f.severity]), *(Text(printable(t)) for t in (f.case or f.file, f.check, f.found, f.expected, f.remedy)))
+    return drawn
+
+
+def printable(text: str) -> str:
+    """A text that any terminal takes: bytes of a file name that are no UTF-8 are written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_findings(findings: Iterable[Finding], path: Path) -> None:

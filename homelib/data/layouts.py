@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .findings import Finding
+from .findings import Finding, finding
 from .manifest import Case, Layout, Manifest
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -63,14 +63,12 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
     for case_id in sorted(images):
         image, *other = images[case_id]
         for path in other:
-            findings.append(_twice(case_id, path, image, "image"))
+            findings.append(finding("image twice", case_id, path, f"a second one, beside {image}"))
         label, *rest = labels.get(case_id) or [None]
         for path in rest:
-            findings.append(_twice(case_id, path, label, "label"))
+            findings.append(finding("label twice", case_id, path, f"a second one, beside {label}"))
         if label is None and case_id in wanted:
-            findings.append(
-                Finding("error", case_id, image, "label missing", "an image alone", wanted[case_id], "Add the label, or take the image out of the folder.")
-            )
+            findings.append(finding("label missing", case_id, image, "an image alone", where=wanted[case_id]))
         layout = images[case_id][image]
         cases.append(
             Case(
@@ -85,8 +83,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
         )
     for case_id in sorted(set(labels) - set(images)):
         where = " or ".join(dict.fromkeys(layout.image.replace("{case}", case_id) for layout in manifest.layouts if layout.label))
-        for path in labels[case_id]:
-            findings.append(Finding("error", case_id, path, "image missing", "a label alone", where, "Add the image, or take the label out of the folder."))
+        findings += [finding("image missing", case_id, path, "a label alone", where=where) for path in labels[case_id]]
     findings += _names(cases) + _whole(manifest, root, cases, tree)
     return Found(tuple(cases), tuple(findings))
 
@@ -140,9 +137,7 @@ class _Tree:
                 self.listed[folder] = {}
             except OSError as error:
                 self.listed[folder] = {}
-                self.findings.append(
-                    Finding("error", "", folder, "permission", f"a folder that cannot be listed ({error.strerror})", "a readable one", "Check its permissions.")
-                )
+                self.findings.append(finding("folder", "", folder, f"no way to list it ({error.strerror})"))
         return self.listed[folder]
 
 
@@ -166,12 +161,6 @@ def _expression(name: str, pattern: str, case_id: str | None) -> re.Pattern:
 # ---------------------------------------------------------------- what names and pairs tell
 
 
-def _twice(case_id: str, path: str, first: str, what: str) -> Finding:
-    return Finding(
-        "error", case_id, path, f"{what} twice", f"a second {what}, beside {first}", f"one {what} a case", "Keep one, or give the other an id of its own."
-    )
-
-
 def _names(cases: list[Case]) -> list[Finding]:
     findings = []
     folded: dict[str, str] = {}
@@ -184,37 +173,21 @@ def _names(cases: list[Case]) -> list[Finding]:
         elif (other := folded.setdefault(case.id.casefold(), case.id)) != case.id:
             problem = f"the same id as {other}, but for capitals"
         if problem:
-            expected = f"plain characters, at most {LONGEST_ID}, different in more than capitals"
-            remedy = "Rename it: such names get lost between systems."
-            findings.append(Finding("warning", case.id, str(case.image), "name", problem, expected, remedy))
+            findings.append(finding("name", case.id, case.image, problem, longest=LONGEST_ID))
     return findings
 
 
 def _whole(manifest: Manifest, root: Path, cases: list[Case], tree: _Tree) -> list[Finding]:
     """What can be said of the folder as a whole."""
     if not cases:
-        where = ", ".join(layout.image for layout in manifest.layouts)
-        remedy = f"Give the folder that holds these, or correct the layouts of the manifest. {_steps(manifest)}"
-        return [Finding("error", "", str(root), "nothing found", "no image", where, remedy.strip())]
+        return [finding("nothing found", "", root, "no image", where=", ".join(layout.image for layout in manifest.layouts))]
     findings = []
     if manifest.expected_cases and len(cases) != manifest.expected_cases:
-        severity = "warning" if len(cases) < manifest.expected_cases else "note"
-        findings.append(
-            Finding(
-                severity,
-                "",
-                str(root),
-                "number of cases",
-                str(len(cases)),
-                str(manifest.expected_cases),
-                "Is the download whole, and is nothing else in the folder?",
-            )
-        )
+        findings.append(finding("number of cases", "", root, str(len(cases)), expected=manifest.expected_cases))
     for folder, entries in tree.listed.items():
         others = [n for n, is_folder in entries.items() if not is_folder and n.endswith(IMAGE_SUFFIXES) and f"{folder}/{n}" not in tree.matched]
         if others:
-            told = f"{len(others)} image files that fit no layout, {others[0]} first"
-            findings.append(Finding("note", "", folder, "not used", told, "nothing else", "If they are cases, correct the layouts or the case pattern."))
+            findings.append(finding("not used", "", folder, f"{len(others)} image files that fit no layout, {others[0]} first"))
     return findings
 
 

@@ -26,8 +26,8 @@ from ..errors import UserError
 from . import recipes
 from .cache import Chunked, Places
 from .manifest import Manifest, Modality, Range, load_manifest
+from .parallel import new_processes
 from .prepare import PreparedCase
-from .processes import new_processes
 from .transforms import RandContrastPhased, RandPatchd
 
 HOLES = 3  # at most, in one patch
@@ -82,7 +82,9 @@ class Patches:
 
     def loader(self, *, steps: range, size: int, workers: int = 0) -> DataLoader:
         """`batch` of each step, in order, made by some processes beside the training: the same batches for any number of them."""
-        return DataLoader(_InOrder(self, steps, size), batch_size=size, num_workers=workers, multiprocessing_context=new_processes() if workers else None)
+        return DataLoader(
+            _InOrder(self, steps, size), batch_size=size, num_workers=workers, multiprocessing_context=new_processes(__name__) if workers else None
+        )
 
 
 class _InOrder(Dataset):

@@ -8,22 +8,20 @@ D, H, W are the volume's axes after orientation: to the patient's right-left, fr
 import hashlib
 import itertools
 import json
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, Orientation
+from monai.transforms import Orientation
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
 from ..config import describe
 from ..errors import UserError
 from ..paths import cache_dir
+from . import reading
 from .cache import DAMAGED, CaseFile, Chunked, Places, write_case
 from .grid import Resampling, to_ras
 from .manifest import Case, Manifest, load_manifest
@@ -32,8 +30,6 @@ VERSION = 2  # to be raised with every change of what is prepared, so that nothi
 MARGIN_VOXELS = 2  # left around the body
 APART_MM = 0.1  # that an image and its label may lie apart, at any corner
 SLAB_VOXELS = 2**21  # of a label that are merged at a time
-
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # else a line a file where there is no GPU decoder for DICOM
 
 
 class Preparation(BaseModel):
@@ -99,44 +95,22 @@ def read_volume(path: str | Path, *, what: str = "image") -> MetaTensor:
     return MetaTensor(torch.from_numpy(volume.astype(np.float32))[None], affine=affine)
 
 
-def read_array(path: str | Path, *, what: str = "image") -> tuple[np.ndarray, np.ndarray]:
+def read_array(path: str | Path, *, what: str = "image", labels: dict[int, str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A 3D volume (D, H, W) as its file holds it, in the file's own type and order, which is a quarter of the memory and time for a CT; and its
-    affine (4, 4) float64, to mm (RAS+). Errors as `read_volume`."""
+    affine (4, 4) float64, to mm (RAS+). `labels` (raw value -> name): it is a label, which may be a folder of masks. Errors as `read_volume`."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file; expected the {what} of a case. Check the path, or fetch the data again.")
     try:
-        volume, affine = (_read_nifti if path.name.endswith((".nii", ".nii.gz")) else _read_other)(path)
-    except Exception as error:  # readers raise anything from OSError to zlib.error on a damaged file
-        reason = " ".join(str(error).split("\n")[0].split())[:160]
-        raise UserError(
-            f"{path}: cannot be read as a 3D {what} ({type(error).__name__}: {reason}); expected NIfTI, NRRD, MetaImage or DICOM. Is it whole?"
-        ) from None
-    while volume.ndim > 3 and volume.shape[-1] == 1:
-        volume = volume[..., 0]
-    if volume.ndim != 3 or min(volume.shape) < 2:
-        channels = volume.shape[3] if volume.ndim > 3 else 1
-        raise UserError(f"{path}: the {what} has shape {tuple(volume.shape[:3])} and {channels} channels, expected one 3D volume.")
-    if volume.dtype.kind == "f" and (bad := volume.size - np.count_nonzero(np.isfinite(volume))):
+        volume = reading.read(path) if labels is None else reading.read_label(path, labels)
+    except reading.ReadFault as fault:
+        if fault.check not in ("damaged", "empty file"):
+            raise
+        raise UserError(f"{path}: cannot be read as a 3D {what} ({fault.found}); expected NIfTI, NRRD, MetaImage or DICOM. Is it whole?") from None
+    data = volume.data
+    if data.dtype.kind == "f" and (bad := data.size - np.count_nonzero(np.isfinite(data))):
         raise UserError(f"{path}: the {what} has {bad} values that are not finite, expected none. Export it again.")
-    return volume, affine
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    file = nib.load(path)
-    stored = file.dataobj
-    plain = (stored.slope, stored.inter) == (1, 0)
-    volume = stored.get_unscaled() if plain else np.asarray(stored, np.float32)
-    if volume.dtype.kind not in "iufb":
-        raise ValueError(f"voxels of type {volume.dtype}")
-    return np.asarray(volume), np.asarray(file.affine, np.float64)
-
-
-def _read_other(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-        volume = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
-    return volume.movedim(0, -1).numpy(), np.asarray(volume.affine, np.float64)
+    return data, volume.affine
 
 
 def read_oriented(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
@@ -155,7 +129,7 @@ def read_label(path: str | Path, like: MetaTensor, manifest: Manifest) -> MetaTe
 
 
 def _read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, manifest: Manifest) -> np.ndarray:
-    raw, place = read_array(path, what="label")
+    raw, place = read_array(path, what="label", labels=manifest.labels)
     if raw.shape != shape:
         raise UserError(
             f"{path}: found a label of {_times(raw.shape)} voxels, expected the image's {_times(shape)}. "
