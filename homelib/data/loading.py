@@ -51,7 +51,13 @@ class Patches:
             raise UserError(f"data.train_cases: found {[c.case.id for c in cases if c.label is None] or 'no case'} without a label, expected labelled cases.")
         manifest = load_manifest(data.manifest)
         self.cases, self.seed = list(cases), seed
-        self.transforms = [augmentation(manifest, data.patch_voxels, augment, manifest.contrast_of(c.case.id), modality=c.case.modality) for c in cases]
+        made: dict[str, Compose] = {}  # thousands of cases share a few
+        self.transforms = []
+        for case in self.cases:
+            kind = case.case.modality, manifest.contrast_of(case.case.id)
+            if repr(kind) not in made:
+                made[repr(kind)] = augmentation(manifest, data.patch_voxels, augment, kind[1], modality=kind[0])
+            self.transforms.append(made[repr(kind)])
         self.places = [case.places for case in self.cases]
         self.holders: dict[int, list[int]] = {}  # class -> cases that have it, where a class is drawn first
         if data.sampling == "classes":
