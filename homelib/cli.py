@@ -167,7 +167,7 @@ def data_check(
     manifest = load_manifest(name)
     checked = check(manifest, root, workers=workers, again=again, progress=sys.stderr.isatty())
     if checked.findings:
-        console.print(table(checked.findings[:show]))
+        console.print(table(checked.findings[:show], root))
     if len(checked.findings) > show:
         console.print(f"... and {len(checked.findings) - show} more in the CSV.")
     if csv is not None:
@@ -219,8 +219,8 @@ def data_show(name: str) -> None:
     """One data set's manifest: classes, spacing, window, cases, source, licence, how to get it, what is unverified."""
     from .data.manifest import load_manifest
 
-    fields = {field: value for field, value in load_manifest(name).model_dump(mode="json").items() if value not in (None, "", [], {})}
-    console.print(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=150), highlight=False, markup=False)
+    fields = {field: value for field, value in load_manifest(name).model_dump(exclude_none=True).items() if value not in ("", (), {})}
+    console.print(_as_yaml(fields), highlight=False, markup=False)
 
 
 @data_app.command("fetch")
@@ -236,6 +236,17 @@ def data_fetch(name: Annotated[str, typer.Argument(help="demo")]) -> None:
     console.print(f"cache: {cache_dir()}", highlight=False)
     if not demo.real:
         raise typer.Exit(1)
+
+
+def _as_yaml(fields: dict) -> str:
+    """Fields as YAML, short lists in a line, tuples as lists."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(plain(fields), sort_keys=False, allow_unicode=True, width=150, default_flow_style=None)
 
 
 def parse_changes(changes: list[str]) -> dict[str, object]:
