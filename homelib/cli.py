@@ -217,10 +217,9 @@ def data_import(
 @data_app.command("show")
 def data_show(name: str) -> None:
     """One data set's manifest: classes, spacing, window, cases, source, licence, how to get it, what is unverified."""
-    from .data.manifest import load_manifest
+    from .data.manifest import as_yaml, load_manifest
 
-    fields = {field: value for field, value in load_manifest(name).model_dump(exclude_none=True).items() if value not in ("", (), {})}
-    console.print(_as_yaml(fields), highlight=False, markup=False)
+    console.print(as_yaml(load_manifest(name)), highlight=False, markup=False)
 
 
 @data_app.command("fetch")
@@ -236,17 +235,6 @@ def data_fetch(name: Annotated[str, typer.Argument(help="demo")]) -> None:
     console.print(f"cache: {cache_dir()}", highlight=False)
     if not demo.real:
         raise typer.Exit(1)
-
-
-def _as_yaml(fields: dict) -> str:
-    """Fields as YAML, short lists in a line, tuples as lists."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    return yaml.safe_dump(plain(fields), sort_keys=False, allow_unicode=True, width=150, default_flow_style=None)
 
 
 def parse_changes(changes: list[str]) -> dict[str, object]:
