@@ -242,4 +242,4 @@ def test_a_manifest_of_the_user_is_found_again_by_its_path(tmp_path):
 @pytest.mark.parametrize("name", list_manifests())
 def test_a_manifest_as_text_is_the_manifest(name, tmp_path):
     (tmp_path / f"{name}.yaml").write_text(as_yaml(load_manifest(name)), encoding="utf-8")
-    assert load_manifest(tmp_path / f"{name}.yaml") == load_manifest(name)
+    assert load_manifest(tmp_path / f"{name}.yaml").model_dump() == load_manifest(name).model_dump()
