@@ -167,7 +167,7 @@ def data_check(
     manifest = load_manifest(name)
     checked = check(manifest, root, workers=workers, again=again, progress=sys.stderr.isatty())
     if checked.findings:
-        console.print(table(checked.findings[:show]))
+        console.print(table(checked.findings[:show], root))
     if len(checked.findings) > show:
         console.print(f"... and {len(checked.findings) - show} more in the CSV.")
     if csv is not None:
@@ -217,10 +217,9 @@ def data_import(
 @data_app.command("show")
 def data_show(name: str) -> None:
     """One data set's manifest: classes, spacing, window, cases, source, licence, how to get it, what is unverified."""
-    from .data.manifest import load_manifest
+    from .data.manifest import as_yaml, load_manifest
 
-    fields = {field: value for field, value in load_manifest(name).model_dump(mode="json").items() if value not in (None, "", [], {})}
-    console.print(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=150), highlight=False, markup=False)
+    console.print(as_yaml(load_manifest(name)), highlight=False, markup=False)
 
 
 @data_app.command("fetch")

@@ -363,7 +363,7 @@ def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_pa
 
     status, out, _ = home("data", "check", manifest, root, "--workers", 1, "--csv", tmp_path / "found.csv", "--fix", tmp_path / "fixed")
     assert status == 1
-    assert re.search(r"error +two +label turned", out)
+    assert re.search(r"error +labelsTr/two\.nii\.gz +label turned", out)
     assert "2 cases, 1 error, 0 warnings, 0 notes" in out
     assert "1 files repaired" in out
     assert pd.read_csv(tmp_path / "found.csv")["check"].tolist() == ["label turned"]
@@ -379,7 +379,9 @@ def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_pa
 
 def test_a_split_that_cannot_be_made_yet_is_told(home, tmp_path):
     (tmp_path / "images").mkdir()
+    (tmp_path / "manual_labels").mkdir()
     (tmp_path / "images" / "1_1_0000.nii.gz").touch()
+    (tmp_path / "manual_labels" / "1_1.nii.gz").touch()
     status, out, _ = home("data", "cases", "panorama", tmp_path)
     assert status == 0
     assert re.search(r"^1_1 +CT +- +unchecked$", out, re.MULTILINE)

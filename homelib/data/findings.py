@@ -1,6 +1,7 @@
 """What is wrong with a data set, one finding a row: how bad, which file, what was found, what is expected, and the remedy."""
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,17 +46,18 @@ def count(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in numbers.items())
 
 
-def table(findings: Iterable[Finding]):
-    """The findings as a `rich` table for the terminal."""
+def table(findings: Iterable[Finding], root: str | Path):
+    """The findings as a `rich` table for the terminal, with files as paths below `root`."""
     from rich.table import Table
     from rich.text import Text
 
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "case or file", "check", "found", "expected", "remedy"):
+    for name in ("", "file", "check", "found", "expected", "remedy"):
         drawn.add_column(name, overflow="fold")
     for f in findings:
-        drawn.add_row(Text(f.severity, colours[f.severity]), *(Text(printable(t)) for t in (f.case or f.file, f.check, f.found, f.expected, f.remedy)))
+        file = os.path.relpath(f.file, root) if f.file else "all"
+        drawn.add_row(Text(f.severity, colours[f.severity]), *(Text(printable(t)) for t in (file, f.check, f.found, f.expected, f.remedy)))
     return drawn
 
 

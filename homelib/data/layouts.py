@@ -30,7 +30,7 @@ class Found:
 def find_cases(manifest: Manifest, root: str | Path) -> Found:
     """All cases of a data set below `root`, by the manifest's layouts.
 
-    A case that several layouts see is taken from the first whose label is there. A label that is missing is told, and the case has none then.
+    Where several layouts see an image, the first that has a label gives it. A label that is missing is told of, and the case has none then.
 
     Raises:
         UserError: `root` is no folder, or cannot be listed; the manifest has no layouts.
@@ -106,7 +106,7 @@ class _Tree:
         if case_id is None and "{case}" in name or "*" in name:
             expression = _expression(name, pattern, case_id)
             found = ((hit, entry) for entry in self.entries(folder) if (hit := expression.fullmatch(entry)))
-            hits = [(case_id or hit["case"] if "case" in hit.groupdict() else case_id, entry) for hit, entry in found]
+            hits = [(hit.groupdict().get("case", case_id), entry) for hit, entry in found]
         else:
             hits = [(case_id, name.replace("{case}", case_id or ""))]
         for its_id, entry in hits:

@@ -34,7 +34,7 @@ from .manifest_parts import (
     SplitRule,
 )
 
-__all__ = ["Case", "CaseEntry", "Layout", "Manifest", "Package", "PackageFile", "Phantom", "Range", "SplitRule", "list_manifests", "load_manifest"]
+__all__ = ["Case", "CaseEntry", "Layout", "Manifest", "Package", "PackageFile", "Phantom", "Range", "SplitRule", "as_yaml", "list_manifests", "load_manifest"]
 
 _LARGEST_MANIFEST_BYTES = 2_000_000
 
@@ -216,6 +216,18 @@ class Manifest(Frozen):
         for index, values in enumerate(self.classes.values(), start=1):
             table[list(values)] = index
         return table[labels if labels.dtype.kind in "iu" else labels.astype(np.int32)]
+
+
+def as_yaml(manifest: Manifest) -> str:
+    """A manifest as text, short lists in a line, without what is empty."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    fields = {field: plain(value) for field, value in manifest.model_dump(exclude_none=True).items() if value not in ("", (), {})}
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=150, default_flow_style=None)
 
 
 def list_manifests() -> list[str]:

@@ -1,12 +1,12 @@
 """Ten thousand cases at a glance: which part each belongs to, and what is known of it. No image is opened."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from .check import kept_reports
+from .check import compare, kept_reports
 from .layouts import find_cases
 from .manifest import Manifest
 from .split import split
@@ -32,17 +32,22 @@ def overview(manifest: Manifest, root: str | Path, *, kept: Path | None = None) 
 
     Raises UserError where `find_cases` does. That the cases cannot be split yet is no error here.
     """
-    cases = find_cases(manifest, root).cases
+    found = find_cases(manifest, root)
+    cases = found.cases
     reports = kept_reports(manifest, root, cases, kept=kept)
     try:
         parts, why = split(manifest, cases, root=root, reports=reports), ""
     except UserError as error:
         parts, why = {}, str(error)
 
+    worst: dict[str, set[str]] = defaultdict(set)
+    known = [case for case in cases if case.id in reports]
+    for finding in [*found.findings, *compare(known, reports, manifest), *(f for report in reports.values() for f in report.findings)]:
+        worst[finding.case].add(finding.severity)
+
     def state(case_id: str) -> State:
-        if case_id not in reports:
-            return "unchecked"
-        severities = {finding.severity for finding in reports[case_id].findings}
-        return "errors" if "error" in severities else "warnings" if "warning" in severities else "good"
+        if "error" in worst[case_id]:
+            return "errors"
+        return "unchecked" if case_id not in reports else "warnings" if "warning" in worst[case_id] else "good"
 
     return Overview(tuple((case.id, case.modality, parts.get(case.id, ""), state(case.id)) for case in cases), why)

@@ -9,6 +9,7 @@ import gzip
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ..errors import UserError
 from .checks import CHECKS
 
 LARGEST_BYTES = 16 * 2**30  # a header that promises more is taken for damaged
+_FLAT = 0.1  # volume that three axes of length 1 span, at least
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -145,9 +147,10 @@ def _checked(path: Path, raw: _Raw) -> Volume:
     if data.dtype.kind not in "iufb":
         raise ReadFault(path, "pixel type", f"values of type {data.dtype}")
     linear = raw.affine[:3, :3]
-    if not np.isfinite(raw.affine).all() or abs(np.linalg.det(linear)) < 1e-9:
-        raise ReadFault(path, "affine", "one that is singular or not finite")
-    unit = linear / np.linalg.norm(linear, axis=0)
+    lengths = np.linalg.norm(linear, axis=0)
+    unit = linear / np.where(lengths > 1e-9, lengths, np.nan)
+    if not np.isfinite(raw.affine).all() or not abs(np.linalg.det(unit)) > _FLAT:
+        raise ReadFault(path, "affine", "one that is not finite, or flat")
     if not np.allclose(unit.T @ unit, np.eye(3), atol=1e-2):
         remarks.append(Remark("sheared", "axes that are not"))
     return Volume(data, raw.affine, tuple(remarks), raw.modality)
@@ -206,19 +209,34 @@ def _raw_pixdim(path: Path, header) -> np.ndarray:
     return np.frombuffer(start, dtype=np.dtype(np.float32).newbyteorder(header.endianness), count=3, offset=80)
 
 
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """ITK's own libraries print what is wrong with a file past Python; the exception says it too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _read_itk(files: list[str]) -> _Raw:
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    if len(files) == 1:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(files[0])
-        reader.ReadImageInformation()
-        _require_bearable(files[0], int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents())
-    else:
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(files)
-    image = reader.Execute()
+    with _no_stderr():
+        if len(files) == 1:
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(files[0])
+            reader.ReadImageInformation()
+            _require_bearable(files[0], int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents())
+        else:
+            reader = sitk.ImageSeriesReader()
+            reader.SetFileNames(files)
+        image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ReadFault(files[0], "not 3D", f"{image.GetNumberOfComponentsPerPixel()} values a voxel")
     data = sitk.GetArrayFromImage(image).T  # ITK's arrays are z, y, x

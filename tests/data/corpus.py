@@ -1,6 +1,6 @@
 """A folder of malformed cases, each spoilt in one way, beside good ones: what real downloads look like, in small.
 
-`SPOILT` maps a case id to the checks it must fail, all of them and no other. `make` writes the folder.
+`SPOILT` maps a case id to the checks it must fail, all of them and no other, and to how it is made. `make` writes the folder.
 """
 
 import gzip
@@ -35,8 +35,6 @@ layouts:
   - {name: masks, image: "masked/{case}/ct.nii.gz", label: "masked/{case}/segmentations/"}
 """
 GOOD = ("Good-a", "good-b", "good-nrrd", "good-dicom", "good-masks")
-SPOILT: dict[str, tuple[str, ...]] = {}
-_MAKERS: dict[str, Callable[["Writer"], object]] = {}
 
 
 class Writer:
@@ -72,6 +70,38 @@ class Writer:
         self.nifti("image", image, affine, change)
         self.nifti("label", label, affine if label_affine is None else label_affine, label_change)
 
+    def cut(self, role: str, end: int | None) -> None:
+        """Both files, one of them cut off; `end` None leaves nothing of it."""
+        self.both()
+        self.path(role).write_bytes(self.path(role).read_bytes()[:end] if end is not None else b"")
+
+    def header(self, offset: int, value: np.ndarray) -> None:
+        """Both files, with a number in the image's header replaced."""
+        self.both()
+        raw = bytearray(gzip.decompress(self.path("image").read_bytes()))
+        raw[offset : offset + value.nbytes] = value.tobytes()
+        self.path("image").write_bytes(gzip.compress(raw))
+
+    def linked(self, to: str) -> None:
+        self.both()
+        self.path("image").unlink()
+        self.path("image").symlink_to(to)
+
+    def text(self, suffix: str, content: str, more: bytes = b"") -> None:
+        """A label, and an image of these words."""
+        self.nifti("label")
+        self.path("image", suffix).write_bytes(content.encode() + more)
+
+    def with_voxel(self, role: str, value: float, dtype=np.float32) -> np.ndarray:
+        data = getattr(self, role).astype(dtype)
+        data[0, 0, 0] = value
+        return data
+
+    def again(self, role: str) -> None:
+        """Both files, and one of them in a second format."""
+        self.both()
+        nib.save(nib.load(self.path(role)), self.path(role, ".nii"))
+
     def dicom(self, *, skip=(), **tags) -> Path:
         """A series of the image's slices, and the label on their grid."""
         folder = self.root / "dicom" / self.id
@@ -99,6 +129,11 @@ class Writer:
             pydicom.dcmwrite(folder / f"slice{k:03}.dcm", slice_, enforce_file_format=True)
         return folder
 
+    def itk(self) -> None:
+        """NRRD and MetaImage, at ITK's own origin."""
+        sitk.WriteImage(sitk.GetImageFromArray(self.image.T), str(self.path("image", ".nrrd")))
+        sitk.WriteImage(sitk.GetImageFromArray(self.label.T), str(self.path("label", ".mha")))
+
     def masks(self) -> Path:
         folder = self.root / "masked" / self.id
         (folder / "segmentations").mkdir(parents=True)
@@ -108,496 +143,156 @@ class Writer:
         return folder
 
 
-def spoilt(*checks: str, case_id: str | None = None):
-    """Registers a maker of a case that fails these checks; its id is the function's name."""
+# ---------------------------------------------------------------- the faults: checks to be failed, and how the case is made
 
-    def register(maker: Callable[[Writer], object]):
-        name = case_id or maker.__name__.replace("_", "-")
-        SPOILT[name], _MAKERS[name] = checks, maker
-        return maker
-
-    return register
-
-
-def make(root: Path) -> Path:
-    """Write the corpus below `root`; returns the path of its manifest, which lies beside the data."""
-    data = root / "data"
-    for seed, case_id in enumerate([*GOOD, *_MAKERS]):
-        writer = Writer(data, case_id, seed)
-        if case_id == "good-nrrd":
-            image = sitk.GetImageFromArray(writer.image.T)
-            sitk.WriteImage(image, str(writer.path("image", ".nrrd")))
-            sitk.WriteImage(sitk.Cast(sitk.GetImageFromArray(writer.label.T), sitk.sitkUInt8), str(writer.path("label", ".mha")))
-        elif case_id == "good-dicom":
-            writer.dicom()
-        elif case_id == "good-masks":
-            writer.masks()
-        elif case_id in GOOD:
-            writer.both()
-        else:
-            _MAKERS[case_id](writer)
-    (root / "corpus.yaml").write_text(MANIFEST)
-    return root / "corpus.yaml"
+MOVED, NEAR, SHEARED, ELSEWHERE = AFFINE.copy(), AFFINE.copy(), AFFINE.copy(), AFFINE.copy()
+MOVED[1, 3] += 20
+NEAR[1, 3] += 0.5
+SHEARED[0, 2] = 1
+ELSEWHERE[0, 3] += 15
+FLIPPED = AFFINE @ np.array([[-1.0, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+META = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\n"
 
 
-# ---------------------------------------------------------------- files that cannot be opened
+def no_orientation(w: Writer) -> None:
+    w.both(affine=np.diag([2.0, 2, 2.5, 1]), change=lambda image: (image.set_sform(None, 0), image.set_qform(None, 0)))
+    w.nifti("label", affine=nib.load(w.path("image")).affine)
 
 
-@spoilt("damaged")
-def truncated_gzip(w):
-    w.both()
-    w.path("image").write_bytes(w.path("image").read_bytes()[:-400])
+def without_qform(image) -> None:
+    image.set_qform(None, 0)
 
 
-@spoilt("damaged")
-def truncated_label(w):
-    w.both()
-    w.path("label").write_bytes(w.path("label").read_bytes()[:60])
-
-
-@spoilt("damaged")
-def text_for_an_image(w):
-    w.both()
-    w.path("image").write_text("<html>Sign in to download</html>")
-
-
-@spoilt("damaged")
-def not_gzip_after_all(w):
-    w.both()
-    w.path("image").write_bytes(gzip.decompress(w.path("image").read_bytes()))
-
-
-@spoilt("damaged")
-def damaged_nrrd(w):
-    w.nifti("label")
-    w.path("image", ".nrrd").write_text("NRRD0004\ntype: short\ndimension: 3\nsizes: 9 9 9\nencoding: gzip\n\nxxxx")
-
-
-@spoilt("damaged")
-def metaimage_without_its_data(w):
-    w.nifti("label")
-    header = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = gone.raw\n"
-    w.path("image", ".mhd").write_text(header)
-
-
-@spoilt("damaged")
-def metaimage_without_spacing(w):
-    w.nifti("label")
-    header = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 0 1 1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
-    w.path("image", ".mha").write_bytes(header.encode() + bytes(128))
-
-
-@spoilt("empty file")
-def zero_bytes(w):
-    w.both()
-    w.path("image").write_bytes(b"")
-
-
-@spoilt("empty file")
-def zero_bytes_label(w):
-    w.both()
-    w.path("label").write_bytes(b"")
-
-
-@spoilt("link")
-def link_to_nothing(w):
-    w.both()
-    w.path("image").unlink()
-    w.path("image").symlink_to("nowhere.nii.gz")
-
-
-@spoilt("link")
-def link_loop(w):
-    w.both()
-    w.path("image").unlink()
-    w.path("image").symlink_to(w.path("image").name)
-
-
-@spoilt("too large")
-def bomb(w):
-    w.both()
-    raw = bytearray(gzip.decompress(w.path("image").read_bytes()))
-    raw[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
-    w.path("image").write_bytes(gzip.compress(raw))
-
-
-# ---------------------------------------------------------------- shapes and grids
-
-
-@spoilt("not 3D")
-def flat_image(w):
-    w.both(image=w.image[:, :, 4])
-
-
-@spoilt("not 3D")
-def one_slice(w):
-    w.both(image=w.image[:, :, 4:5])
-
-
-@spoilt("not 3D")
-def four_axes(w):
-    w.both(image=np.stack([w.image, w.image], -1))
-
-
-@spoilt("extra axis")
-def fourth_axis_of_one(w):
-    w.both(image=w.image[..., None])
-
-
-@spoilt("not 3D")
-def colours(w):
+def colours(w: Writer) -> None:
     w.nifti("label")
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((*SHAPE, 3), np.uint8), isVector=True), str(w.path("image", ".nrrd")))
 
 
-@spoilt("pixel type")
-def complex_numbers(w):
-    w.both(image=w.image.astype(np.complex64))
-
-
-@spoilt("affine")
-def singular_affine(w):
-    w.both(affine=np.diag([2.0, 0, 2, 1]), label_affine=AFFINE)
-
-
-@spoilt("affine")
-def affine_of_nan(w):
-    w.both()
-    raw = bytearray(gzip.decompress(w.path("image").read_bytes()))
-    raw[280:284] = np.float32(np.nan).tobytes()  # srow_x
-    w.path("image").write_bytes(gzip.compress(raw))
-
-
-@spoilt("unit")
-def metres(w):
-    w.both(change=lambda image: image.header.set_xyzt_units("meter"))
-
-
-@spoilt("spacing")
-def tiny_voxels(w):
-    w.both(affine=np.diag([0.002, 0.002, 0.002, 1]))
-
-
-@spoilt("sheared", "sheared")  # of the image and of the label
-def sheared_axes(w):
-    sheared = AFFINE.copy()
-    sheared[0, 2] = 1.0
-    w.both(affine=sheared, change=lambda i: i.set_qform(None, 0), label_change=lambda i: i.set_qform(None, 0))
-
-
-@spoilt("negative spacing")
-def negative_pixdim(w):
-    w.both()
-    raw = bytearray(gzip.decompress(w.path("image").read_bytes()))
-    raw[80:84] = np.float32(-2).tobytes()
-    w.path("image").write_bytes(gzip.compress(raw))
-
-
-@spoilt("no orientation")
-def no_orientation(w):
-    place = np.diag([2.0, 2, 2.5, 1])
-    w.both(affine=place, change=lambda i: (i.set_sform(None, 0), i.set_qform(None, 0)))
-    bare = nib.load(w.path("image")).affine
-    w.nifti("label", affine=bare)
-
-
-@spoilt("two orientations")
-def two_orientations(w):
-    other = AFFINE.copy()
-    other[0, 3] += 15
-    w.both(change=lambda image: image.set_qform(other, 1))
-
-
-@spoilt("mixed spacing")
-def other_spacing(w):
-    w.both(affine=np.diag([-2.0, -2, 12, 1]))
-
-
-# ---------------------------------------------------------------- values of the image
-
-
-@spoilt("not finite")
-def some_nan(w):
-    image = w.image.astype(np.float32)
-    image[2, 2, 2] = np.nan
-    w.both(image=image)
-
-
-@spoilt("not finite")
-def nan_alone(w):
-    w.both(image=np.full(SHAPE, np.nan, np.float32))
-
-
-@spoilt("not finite")
-def infinite(w):
-    image = w.image.astype(np.float64)
-    image[1, 1, 1] = -np.inf
-    w.both(image=image)
-
-
-@spoilt("constant")
-def constant_image(w):
-    w.both(image=np.full(SHAPE, -1000, np.int16))
-
-
-@spoilt("not HU")
-def shifted_by_1024(w):
-    w.both(image=w.image + 1024)
-
-
-@spoilt("not HU")
-def grey_values(w):
-    w.both(image=np.clip((w.image + 160) * 0.6, 0, 255).astype(np.uint8))
-
-
-@spoilt("range")
-def standardised(w):
-    w.both(image=((w.image - w.image.mean()) / w.image.std()).astype(np.float32))
-
-
-@spoilt("duplicate image")
-def zz_a_copy(w):
-    other = Writer(w.root, "Good-a", 0)
-    w.both(image=other.image)
-
-
-@spoilt("duplicate label")
-def zz_label_of_another(w):
-    other = Writer(w.root, "good-b", 1)
-    w.both(label=other.label)
-
-
-@spoilt("duplicate image")
-def zz_a_copy_in_another_format(w):
+def a_copy_in_another_format(w: Writer) -> None:
     other = Writer(w.root, "good-b", 1)
     sitk.WriteImage(sitk.Cast(sitk.GetImageFromArray(other.image.T), sitk.sitkFloat32), str(w.path("image", ".mha")))
     sitk.WriteImage(sitk.GetImageFromArray(w.label.T), str(w.path("label", ".nrrd")))
 
 
-# ---------------------------------------------------------------- the label
-
-
-@spoilt("label shape")
-def label_of_another_shape(w):
-    w.both(label=w.label[:-1])
-
-
-@spoilt("label place")
-def shifted_label(w):
-    shifted = AFFINE.copy()
-    shifted[1, 3] += 20
-    w.both(label_affine=shifted)
-
-
-@spoilt("label offset")
-def slightly_shifted_label(w):
-    shifted = AFFINE.copy()
-    shifted[1, 3] += 0.5
-    w.both(label_affine=shifted)
-
-
-@spoilt("label turned")
-def flipped_label(w):
-    flipped = AFFINE @ np.array([[-1.0, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    w.both(label=w.label[::-1], label_affine=flipped)
-
-
-@spoilt("label turned")
-def swapped_label_axes(w):
-    w.both(label=w.label.transpose(2, 0, 1), label_affine=AFFINE[:, [2, 0, 1, 3]])
-
-
-@spoilt("label place")
-def flip_in_the_header_alone(w):
-    w.both(label_affine=AFFINE @ np.diag([-1.0, 1, 1, 1]))
-
-
-@spoilt("label values")
-def wrong_label_value(w):
-    label = w.label.copy()
-    label[0, 0, 0] = 9
-    w.both(label=label)
-
-
-@spoilt("label negative")
-def negative_label(w):
-    label = w.label.astype(np.int16)
-    label[0, 0, 0] = -1
-    w.both(label=label)
-
-
-@spoilt("label fractions")
-def label_of_halves(w):
-    w.both(label=w.label * np.float32(0.5))
-
-
-@spoilt("label not finite")
-def label_of_nan(w):
-    label = w.label.astype(np.float32)
-    label[0, 0, 0] = np.nan
-    w.both(label=label)
-
-
-@spoilt("label type")
-def label_of_floats(w):
-    w.both(label=w.label.astype(np.float64))
-
-
-@spoilt("label empty")
-def empty_label(w):
-    w.both(label=np.zeros_like(w.label))
-
-
-@spoilt("no background")
-def label_everywhere(w):
-    w.both(label=np.maximum(w.label, 1))
-
-
-@spoilt("label negative", "label is the image")
-def image_for_a_label(w):
-    w.both(label=w.image)
-
-
-@spoilt("label values")
-def two_hundred_labels(w):
-    w.both(label=(np.arange(w.label.size).reshape(SHAPE) % 200).astype(np.uint8))
-
-
-@spoilt("no masks")
-def masks_of_other_names(w):
+def masks_of_other_names(w: Writer) -> None:
     folder = w.masks() / "segmentations"
     for file in list(folder.iterdir()):
         file.rename(folder / f"x{file.name}")
 
 
-@spoilt("label grid")
-def mask_of_another_grid(w):
-    folder = w.masks() / "segmentations"
-    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), folder / "spleen.nii.gz")
+def mask_of_another_grid(w: Writer) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), w.masks() / "segmentations" / "spleen.nii.gz")
 
 
-@spoilt("masks overlap")
-def masks_that_overlap(w):
+def masks_that_overlap(w: Writer) -> None:
     folder = w.masks() / "segmentations"
     shutil.copy(folder / "liver.nii.gz", folder / "spleen.nii.gz")
 
 
-# ---------------------------------------------------------------- DICOM
-
-
-@spoilt("slices missing")
-def half_copied_series(w):
-    w.dicom(skip=(4, 5))
-
-
-@spoilt("slices missing")
-def every_fourth_slice(w):
-    w.dicom(skip=(5, 6, 7, 8, 9), ImagesInAcquisition=SHAPE[2])
-
-
-@spoilt("slices missing")
-def a_single_slice(w):
-    w.dicom(skip=range(1, SHAPE[2]))
-
-
-@spoilt("slices twice")
-def two_phases_in_one(w):
-    w.dicom(ImagePositionPatient=lambda k: [-20, -30, -40 + 2.5 * (k // 2)])
-
-
-@spoilt("several series")
-def two_series(w):
-    w.dicom(SeriesInstanceUID=lambda k: f"1.2.4.{k % 2}")
-
-
-@spoilt("slices differ")
-def scout_among_slices(w):
-    w.dicom(ImageOrientationPatient=lambda k: [1, 0, 0, 0, 0, -1] if k == 3 else [1, 0, 0, 0, 1, 0])
-
-
-@spoilt("damaged")
-def slice_cut_off_in_its_header(w):
-    os.truncate(w.dicom() / "slice004.dcm", 400)
-
-
-@spoilt("damaged")
-def slice_cut_off_in_its_pixels(w):
+def cut_slice(w: Writer, keep: Callable[[int], int]) -> None:
     file = w.dicom() / "slice004.dcm"
-    os.truncate(file, file.stat().st_size - 50)
+    os.truncate(file, keep(file.stat().st_size))
 
 
-@spoilt("damaged")
-def no_dicom_at_all(w):
-    (w.dicom() / "slice004.dcm").write_text("nothing of the kind")
-
-
-@spoilt("empty file")
-def empty_slice(w):
-    (w.dicom() / "slice004.dcm").write_bytes(b"")
-
-
-@spoilt("no slices")
-def folder_of_texts(w):
+def folder_of_texts(w: Writer) -> None:
     w.nifti("label")
     (w.root / "dicom" / w.id).mkdir(parents=True)
     (w.root / "dicom" / w.id / "README.txt").write_text("The images are on request.")
 
 
-@spoilt("wrong modality")
-def mr_in_a_ct_set(w):
-    w.dicom(Modality="MR")
+FAULTS: dict[str, tuple[str, Callable[[Writer], object]]] = {
+    # files that cannot be opened
+    "truncated gzip": ("damaged", lambda w: w.cut("image", -400)),
+    "truncated label": ("damaged", lambda w: w.cut("label", 60)),
+    "text for an image": ("damaged", lambda w: w.text(".nii.gz", "<html>Sign in to download</html>")),
+    "gzip in name alone": ("damaged", lambda w: w.text(".nii.gz", "", bytes(400))),
+    "damaged nrrd": ("damaged", lambda w: w.text(".nrrd", "NRRD0004\ntype: short\ndimension: 3\nsizes: 9 9 9\nencoding: gzip\n\nxxxx")),
+    "metaimage without its data": ("damaged", lambda w: w.text(".mhd", META + "ElementDataFile = gone.raw\n")),
+    "metaimage without spacing": ("damaged", lambda w: w.text(".mha", META + "ElementSpacing = 0 1 1\nElementDataFile = LOCAL\n", bytes(128))),
+    "zero bytes": ("empty file", lambda w: w.cut("image", None)),
+    "zero bytes label": ("empty file", lambda w: w.cut("label", None)),
+    "link to nothing": ("link", lambda w: w.linked("nowhere.nii.gz")),
+    "link loop": ("link", lambda w: w.linked(f"{w.id}.nii.gz")),
+    "bomb": ("too large", lambda w: w.header(42, np.array([30000, 30000, 30000], "<i2"))),
+    # shapes and grids
+    "flat image": ("not 3D", lambda w: w.both(image=w.image[:, :, 4])),
+    "one slice": ("not 3D", lambda w: w.both(image=w.image[:, :, 4:5])),
+    "four axes": ("not 3D", lambda w: w.both(image=np.stack([w.image, w.image], -1))),
+    "colours": ("not 3D", colours),
+    "fourth axis of one": ("extra axis", lambda w: w.both(image=w.image[..., None])),
+    "complex numbers": ("pixel type", lambda w: w.both(image=w.image.astype(np.complex64))),
+    "singular affine": ("affine", lambda w: w.both(affine=np.diag([2.0, 0, 2, 1]), label_affine=AFFINE)),
+    "affine of nan": ("affine", lambda w: w.header(280, np.array(np.nan, np.float32))),  # srow_x
+    "metres": ("unit", lambda w: w.both(change=lambda image: image.header.set_xyzt_units("meter"))),
+    "tiny voxels": ("spacing", lambda w: w.both(affine=np.diag([0.002, 0.002, 0.002, 1]))),
+    "sheared axes": ("sheared, sheared", lambda w: w.both(affine=SHEARED, change=without_qform, label_change=without_qform)),  # image and label
+    "negative pixdim": ("negative spacing", lambda w: w.header(80, np.array(-2, np.float32))),
+    "no orientation": ("no orientation", no_orientation),
+    "two orientations": ("two orientations", lambda w: w.both(change=lambda image: image.set_qform(ELSEWHERE, 1))),
+    "other spacing": ("mixed spacing", lambda w: w.both(affine=np.diag([-2.0, -2, 12, 1]))),
+    # values of the image
+    "some nan": ("not finite", lambda w: w.both(image=w.with_voxel("image", np.nan))),
+    "infinite": ("not finite", lambda w: w.both(image=w.with_voxel("image", -np.inf, np.float64))),
+    "nan alone": ("not finite", lambda w: w.both(image=np.full(SHAPE, np.nan, np.float32))),
+    "constant image": ("constant", lambda w: w.both(image=np.full(SHAPE, -1000, np.int16))),
+    "shifted by 1024": ("not HU", lambda w: w.both(image=w.image + 1024)),
+    "grey values": ("not HU", lambda w: w.both(image=np.clip((w.image + 160) * 0.6, 0, 255).astype(np.uint8))),
+    "standardised": ("range", lambda w: w.both(image=((w.image - w.image.mean()) / w.image.std()).astype(np.float32))),
+    "zz a copy": ("duplicate image", lambda w: w.both(image=Writer(w.root, "Good-a", 0).image)),
+    "zz a copy in another format": ("duplicate image", a_copy_in_another_format),
+    "zz label of another": ("duplicate label", lambda w: w.both(label=Writer(w.root, "good-b", 1).label)),
+    # the label
+    "label of another shape": ("label shape", lambda w: w.both(label=w.label[:-1])),
+    "shifted label": ("label place", lambda w: w.both(label_affine=MOVED)),
+    "flip in the header alone": ("label place", lambda w: w.both(label_affine=AFFINE @ np.diag([-1.0, 1, 1, 1]))),
+    "slightly shifted label": ("label offset", lambda w: w.both(label_affine=NEAR)),
+    "flipped label": ("label turned", lambda w: w.both(label=w.label[::-1], label_affine=FLIPPED)),
+    "swapped label axes": ("label turned", lambda w: w.both(label=w.label.transpose(2, 0, 1), label_affine=AFFINE[:, [2, 0, 1, 3]])),
+    "wrong label value": ("label values", lambda w: w.both(label=w.with_voxel("label", 9, np.uint8))),
+    "two hundred labels": ("label values", lambda w: w.both(label=(np.arange(w.label.size).reshape(SHAPE) % 200).astype(np.uint8))),
+    "negative label": ("label negative", lambda w: w.both(label=w.with_voxel("label", -1, np.int16))),
+    "image for a label": ("label is the image, label negative", lambda w: w.both(label=w.image)),
+    "label of halves": ("label fractions", lambda w: w.both(label=w.label * np.float32(0.5))),
+    "label of nan": ("label not finite", lambda w: w.both(label=w.with_voxel("label", np.nan))),
+    "label of floats": ("label type", lambda w: w.both(label=w.label.astype(np.float64))),
+    "empty label": ("label empty", lambda w: w.both(label=np.zeros_like(w.label))),
+    "label everywhere": ("no background", lambda w: w.both(label=np.maximum(w.label, 1))),
+    "masks of other names": ("no masks", masks_of_other_names),
+    "mask of another grid": ("label grid", mask_of_another_grid),
+    "masks that overlap": ("masks overlap", masks_that_overlap),
+    # DICOM
+    "half-copied series": ("slices missing", lambda w: w.dicom(skip=(4, 5))),
+    "first half of a series": ("slices missing", lambda w: w.dicom(skip=range(5, 10), ImagesInAcquisition=SHAPE[2])),
+    "a single slice": ("slices missing", lambda w: w.dicom(skip=range(1, SHAPE[2]))),
+    "two phases in one": ("slices twice", lambda w: w.dicom(ImagePositionPatient=lambda k: [-20, -30, -40 + 2.5 * (k // 2)])),
+    "two series": ("several series", lambda w: w.dicom(SeriesInstanceUID=lambda k: f"1.2.4.{k % 2}")),
+    "scout among slices": ("slices differ", lambda w: w.dicom(ImageOrientationPatient=lambda k: [1, 0, 0, 0, 0, -1] if k == 3 else [1, 0, 0, 0, 1, 0])),
+    "slice cut off in its header": ("damaged", lambda w: cut_slice(w, lambda size: 400)),
+    "slice cut off in its pixels": ("damaged", lambda w: cut_slice(w, lambda size: size - 50)),
+    "no dicom at all": ("damaged", lambda w: (w.dicom() / "slice004.dcm").write_text("nothing of the kind")),
+    "empty slice": ("empty file", lambda w: (w.dicom() / "slice004.dcm").write_bytes(b"")),
+    "folder of texts": ("no slices", folder_of_texts),
+    "mr in a ct set": ("wrong modality", lambda w: w.dicom(Modality="MR")),
+    "slices without a place": ("affine", lambda w: w.dicom(ImagePositionPatient=None)),
+    "one file of many frames": ("many frames", lambda w: w.dicom(skip=range(1, SHAPE[2]), NumberOfFrames=10)),
+    # names and pairs
+    "image alone": ("label missing", lambda w: w.nifti("image")),
+    "label alone": ("image missing", lambda w: w.nifti("label")),
+    "image in two formats": ("image twice", lambda w: w.again("image")),
+    "label in two formats": ("label twice", lambda w: w.again("label")),
+    "Zażółć-gęślą-jaźń-患者": ("name", Writer.both),
+    os.fsdecode(b"latin-\xfc-1"): ("name", Writer.both),
+    "long-" + "x" * 200: ("name", Writer.both),
+    "good-a": ("name", Writer.both),  # beside Good-a
+}
+SPOILT = {name.replace(" ", "-"): tuple(checks.split(", ")) for name, (checks, _) in FAULTS.items()}
 
 
-@spoilt("affine")
-def slices_without_a_place(w):
-    w.dicom(ImagePositionPatient=None)
-
-
-@spoilt("many frames")
-def one_file_of_many_frames(w):
-    w.dicom(skip=range(1, SHAPE[2]), NumberOfFrames=10)
-
-
-# ---------------------------------------------------------------- names and pairs
-
-
-@spoilt("label missing")
-def image_alone(w):
-    w.nifti("image")
-
-
-@spoilt("image missing")
-def label_alone(w):
-    w.nifti("label")
-
-
-@spoilt("image twice")
-def image_in_two_formats(w):
-    w.both()
-    nib.save(nib.load(w.path("image")), w.path("image", ".nii"))
-
-
-@spoilt("label twice")
-def label_in_two_formats(w):
-    w.both()
-    nib.save(nib.load(w.path("label")), w.path("label", ".nii"))
-
-
-@spoilt("name", case_id="Zażółć-gęślą-jaźń-患者")
-def not_ascii(w):
-    w.both()
-
-
-@spoilt("name", case_id=os.fsdecode(b"latin-\xfc-1"))
-def not_utf8(w):
-    w.both()
-
-
-@spoilt("name", case_id="long-" + "x" * 200)
-def very_long(w):
-    w.both()
-
-
-@spoilt("name", case_id="good-a")
-def capitals(w):
-    w.both()
+def make(root: Path) -> Path:
+    """Write the corpus below `root`; returns the path of its manifest, which lies beside the data."""
+    makers = dict.fromkeys(GOOD, Writer.both) | {"good-nrrd": Writer.itk, "good-dicom": Writer.dicom, "good-masks": Writer.masks}
+    makers |= {name.replace(" ", "-"): maker for name, (_, maker) in FAULTS.items()}
+    for seed, (case_id, maker) in enumerate(makers.items()):
+        maker(Writer(root / "data", case_id, seed))
+    (root / "corpus.yaml").write_text(MANIFEST)
+    return root / "corpus.yaml"

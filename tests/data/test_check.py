@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from homelib.data import check as module
 from homelib.data.check import check, kept_reports
 from homelib.data.checks import CHECKS
 from homelib.data.examine import Rules, examine
-from homelib.data.fix import fix
+from homelib.data.fix import fix, save
 from homelib.data.layouts import find_cases
 from homelib.data.manifest import load_manifest
+from homelib.data.overview import overview
 from homelib.data.parallel import Died, over
+from homelib.data.reading import Volume, read
 from homelib.errors import UserError
 
 _spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
@@ -106,6 +109,36 @@ def test_the_csv_holds_the_findings_and_the_cases(checked):
     assert float(cases["Good-a"]["liver_ml"]) == pytest.approx((4 * 4 * 4 + 2 * 2) * 0.01)  # values 1 and 2, voxels of 10 mm3
     assert cases["Good-a"]["spacing_mm"] == "2x2x2.5"
     assert cases["zero-bytes"]["min"] == ""
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])
+def test_no_header_however_damaged_raises_anything(tmp_path, manifest, capfd, suffix):
+    """Bytes of a good header replaced at random, by a fixed seed: a report each time, and no word on stderr."""
+    writer = corpus.Writer(tmp_path, "one", 0)
+    writer.nifti("label")
+    save(Volume(writer.image, corpus.AFFINE), writer.path("image", suffix))
+    good, rng = writer.path("image", suffix).read_bytes(), np.random.default_rng(0)
+    (case,), rules = find_cases(manifest, tmp_path).cases, Rules.of(manifest)
+    faults = set()
+    for _ in range(150):
+        raw = bytearray(good)
+        for place in rng.integers(0, 340, 2):
+            raw[place] = rng.integers(0, 256)
+        case.image.write_bytes(raw)
+        faults |= {f.check for f in examine(case, rules).findings}
+    assert "damaged" in faults
+    assert faults <= set(CHECKS)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_overview_has_what_pairs_copies_and_cases_tell(checked, folder, manifest):
+    states = {case_id: state for case_id, _, _, state in overview(manifest, folder / "data", kept=folder / "kept").rows}
+    assert [states[case_id] for case_id in corpus.GOOD] == ["good"] * 5
+    wanted = {"zz-a-copy": "errors", "image-alone": "errors", "zero-bytes": "errors", "label-of-floats": "warnings", "image-in-two-formats": "errors"}
+    assert {case_id: states[case_id] for case_id in wanted} == wanted
+    assert set(states.values()) == {"good", "warnings", "errors"}
+    fresh = overview(manifest, folder / "data", kept=folder / "nowhere")
+    assert Counter(row[3] for row in fresh.rows).keys() == {"unchecked", "errors"}  # missing files need no check
 
 
 # ---------------------------------------------------------------- kept results
@@ -310,8 +343,6 @@ def test_what_is_fixable_is_gone_and_the_rest_is_as_before(checked, repaired):
 
 
 def test_a_turned_label_comes_back_voxel_by_voxel(repaired, folder):
-    from homelib.data.reading import read
-
     for case_id in ("flipped-label", "swapped-label-axes"):
         seed = [*corpus.GOOD, *corpus.SPOILT].index(case_id)
         label = read(folder / "fixed" / "labels" / f"{case_id}.nii.gz")

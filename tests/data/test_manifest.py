@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from homelib.data.manifest import Manifest, PackageFile, list_manifests, load_manifest
+from homelib.data.manifest import Manifest, PackageFile, as_yaml, list_manifests, load_manifest
 from homelib.errors import UserError
 from homelib.paths import shipped
 
@@ -237,3 +237,9 @@ def test_a_manifest_of_the_user_is_found_again_by_its_path(tmp_path):
     assert load_manifest(load_manifest(path).reference) == load_manifest(path)
     assert load_manifest(path).reference == str(path)
     assert load_manifest("demo_ct").reference == "demo_ct"
+
+
+@pytest.mark.parametrize("name", list_manifests())
+def test_a_manifest_as_text_is_the_manifest(name, tmp_path):
+    (tmp_path / f"{name}.yaml").write_text(as_yaml(load_manifest(name)), encoding="utf-8")
+    assert load_manifest(tmp_path / f"{name}.yaml").model_dump() == load_manifest(name).model_dump()
