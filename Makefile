@@ -20,7 +20,7 @@ endif
 timed = @$(1); status=$$?; seconds=$$(( $$(date +%s) - $(STARTED) )); \
 	echo "make $@: exit status $$status after $$((seconds / 60)) min $$((seconds % 60)) s in all"; exit $$status
 
-.PHONY: help env demo test lab bench bench-gpu clean
+.PHONY: help env demo test lab bench bench-data bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -44,7 +44,10 @@ bench: $(READY) ## measure speed and memory on this CPU beside the peers, into b
 	@bash scripts/make_peers.sh
 	$(call timed,PYTHONPATH=.venv/peers .venv/bin/python -m benchmarks.cpu)
 
-bench-gpu: ## the same on a GPU, into benchmarks/results/gpu.json (PYTHON=python3 picks an environment with torch and triton; installs nothing)
+bench-data: $(READY) ## measure preparing scans and reading patches beside plain scripts, into benchmarks/results/data.json
+	$(call timed,.venv/bin/python -m benchmarks.data)
+
+bench-gpu: ## speed and memory on a GPU, into benchmarks/results/gpu.json (PYTHON=python3 picks an environment with torch and triton; installs nothing)
 	$(call timed,PYTHONPATH=.:$$PYTHONPATH $(if $(wildcard $(READY)),.venv/bin/python,$(PYTHON)) -m benchmarks.gpu)
 
 lab: $(READY) ## open the notebooks in JupyterLab

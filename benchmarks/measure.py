@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "triton", "numba", "monai", "mambapy", "transformers", "mamba-ssm", "causal-conv1d")
+PACKAGES = ("torch", "triton", "numba", "monai", "blosc2", "nibabel", "mambapy", "transformers", "mamba-ssm", "causal-conv1d")
 RESULTS = Path(__file__).parent / "results"
 PATIENCE_SECONDS = 300
 LIBC = ctypes.CDLL(None)

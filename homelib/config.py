@@ -65,11 +65,13 @@ class DataConfig(_Frozen):
     test_cases: tuple[str, ...] = ()
     spacing_mm: Spacing | None = Field(None, description="None: the manifest's")
     patch_voxels: Patch = (128, 128, 128)
+    sampling: Literal["cases", "classes"] = Field("cases", description="draw a case, then one of its classes; or a class, then a case that has it")
 
 
 class AugmentConfig(_Frozen):
-    """Random changes of a training patch. Zero switches one off."""
+    """Random changes of a training patch. Zero switches one off. A recipe other than "own" fixes all of them (`homelib.data.recipes`)."""
 
+    recipe: Literal["own", "paper", "released"] = Field("own", description="the ranges below; the paper's set; or the released code's")
     contrast_phase: float = Field(0.0, ge=0, le=1, description="probability of another contrast phase, by the manifest's contrast_ranges")
     class_centred: float = Field(0.0, ge=0, le=1, description="probability that a patch is centred on a voxel of a class drawn at random")
     overhang: float = Field(0.0, ge=0, lt=1, description="part of a patch that may lie beyond the scan's lower or upper end, as if the scan ended there")

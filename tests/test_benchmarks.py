@@ -5,10 +5,12 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, cpu, measure, peers
+from benchmarks import cases, cpu, data, data_cases, measure, peers
+from homelib.data.cache import CaseFile
 
 TINY = {"batch": 1, "channels": 3, "tokens": 300, "state": 2}
 
@@ -77,6 +79,36 @@ def test_every_kind_of_case_runs(case):
     told = measure.in_process(case | {"runs": 1}, threads=1)
     assert told["seconds"] > 0, told
     assert told["detail"].get("error", 0) < 1e-5
+
+
+def test_patches_are_measured_beside_a_script_that_does_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmarks.data", "patches", "--shape", "40", "44", "36", "--threads", "1"])
+    data.main()
+    told = json.loads((tmp_path / "data-patches-small.json").read_text())
+    assert [row["what"] for row in told["patches"]] == ["homelib", "NIfTI decoded each time"]
+    assert all(row["homelib over it"] > 0 for row in told["patches"]), told
+    assert "patches/s" in capsys.readouterr().out
+
+
+def test_the_scripts_prepare_what_homelib_does(tmp_path):
+    image, label = data_cases.write_scan(tmp_path, (48, 50, 40))
+    for name, one in data_cases.PREPARE.items():
+        one(str(image), str(label), tmp_path / name)
+    ours = CaseFile.open(tmp_path / "homelib").arrays()
+    inner = (slice(4, -4),) * 3  # MONAI smooths zeros in from beyond the scan
+    for name, apart in (("MONAI script", 20), ("MONAI script with low-pass", 3)):
+        theirs = torch.load(tmp_path / name, weights_only=False)
+        assert theirs["image"].shape[1:] == ours[0].shape
+        assert np.abs(theirs["image"][0].numpy() - ours[0])[inner].mean() < apart  # HU
+        assert ((theirs["label"][0].numpy() > 0) == (ours[1] > 0)).mean() > 0.999
+
+
+def test_one_scan_is_measured_in_voxels_and_volumes(tmp_path):
+    image, label = map(str, data_cases.write_scan(tmp_path, (32, 32, 20)))
+    detail, measured = data_cases.prepare(peer="homelib", image=image, label=label, runs=1)
+    assert detail["voxels"] == 32 * 32 * 20
+    assert detail["volumes"] == pytest.approx(measured.peak_mib * 2**20 / (detail["voxels"] * 4))
 
 
 def test_experts_in_a_loop_are_the_stacked_ones():

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from homelib import Settings, cli
 from homelib.data.demo import DemoData
@@ -80,10 +81,15 @@ def test_help_answers_at_once_without_pytorch_or_monai():
 def test_a_mistake_has_exit_status_2_and_one_line_in_a_process_of_its_own():
     done = python("from homelib.cli import main; main()", "data", "fetch", "brats")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "home: data: found 'brats', expected demo; no other data set can be fetched yet.\n"
+    assert done.stderr.startswith("home: data set 'brats' is unknown; nearest: ")
+    assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["doctor", "demo", "data", "data list", "data show", "data fetch", "train", "predict", "evaluate", "tables"])
+@pytest.mark.parametrize(
+    "command",
+    ["doctor", "demo", "data", "data list", "data show", "data fetch", "data check", "data cases", "data import", "data prepare", "data plan"]
+    + ["train", "predict", "evaluate", "tables"],
+)
 def test_every_command_has_help(home, command):
     status, out, _ = home(*command.split(), "--help")
     assert status == 0
@@ -130,7 +136,7 @@ def test_data_show_of_an_unknown_manifest_is_one_line(mistake):
 
 
 def test_data_fetch_of_an_unknown_name_is_one_line(mistake):
-    assert mistake("data", "fetch", "brats") == "data: found 'brats', expected demo; no other data set can be fetched yet."
+    assert mistake("data", "fetch", "brats").startswith("data set 'brats' is unknown; nearest: ")
 
 
 @pytest.mark.parametrize(("real", "status"), [(True, 0), (False, 1)], ids=["fetched", "phantoms"])
@@ -323,3 +329,129 @@ def test_damaged_runs_are_one_line(run, mistake, tmp_path):
     (tmp_path / "settings.json").write_text((run / "settings.json").read_text())
     (tmp_path / "best.safetensors").write_bytes(b"nothing")
     assert "best.safetensors: damaged or no safetensors file" in mistake("evaluate", tmp_path)
+
+
+# ---------------------------------------------------------------- data sets of one's own
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """A folder of two cases, one with a turned label, and a copy of the template manifest that fits it."""
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for case_id in ("one", "two"):
+        for folder in ("imagesTr", "labelsTr"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        image = rng.normal(0, 100, (10, 11, 12)).astype(np.float32)
+        label = rng.integers(0, 3, (10, 11, 12)).astype(np.uint8)
+        flip = np.diag([-1.0, 1, 1, 1])
+        flip[0, 3] = 9
+        turned = case_id == "two"
+        nib.save(nib.Nifti1Image(image, np.eye(4)), root / "imagesTr" / f"{case_id}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(label[::-1] if turned else label, flip if turned else np.eye(4)), root / "labelsTr" / f"{case_id}.nii.gz")
+    return root
+
+
+def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_path):
+    manifest, root = tmp_path / "mine.yaml", own_data
+    assert "Give --modality" in mistake("data", "import", root, "-o", manifest)
+    status, out, _ = home("data", "import", root, "-o", manifest, "--modality", "CT")
+    assert status == 0, out
+    assert "look at: Source, licence" in out
+    assert "2 cases, CT, 2 classes, 1 layouts" in out
+    assert "exists already" in mistake("data", "import", root, "-o", manifest, "--modality", "CT")
+
+    status, out, _ = home("data", "check", manifest, root, "--workers", 1, "--csv", tmp_path / "found.csv", "--fix", tmp_path / "fixed")
+    assert status == 1
+    assert re.search(r"error +labelsTr/two\.nii\.gz +label turned", out)
+    assert "2 cases, 1 error, 0 warnings, 0 notes" in out
+    assert "1 files repaired" in out
+    assert pd.read_csv(tmp_path / "found.csv")["check"].tolist() == ["label turned"]
+    assert "exists already" in mistake("data", "check", manifest, root, "--csv", tmp_path / "found.csv")
+
+    status, out, _ = home("data", "check", manifest, tmp_path / "fixed", "--workers", 1)
+    assert status == 0, out
+    status, out, _ = home("data", "cases", manifest, root)
+    assert status == 0
+    assert re.search(r"^one +CT +fold-\d +good$", out, re.MULTILINE)
+    assert re.search(r"^two +CT +fold-\d +errors$", out, re.MULTILINE)
+
+
+def test_a_split_that_cannot_be_made_yet_is_told(home, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "manual_labels").mkdir()
+    (tmp_path / "images" / "1_1_0000.nii.gz").touch()
+    (tmp_path / "manual_labels" / "1_1.nii.gz").touch()
+    status, out, _ = home("data", "cases", "panorama", tmp_path)
+    assert status == 0
+    assert re.search(r"^1_1 +CT +- +unchecked$", out, re.MULTILINE)
+    assert "test_cases.txt: no such file; expected the ids of the test cases" in out
+
+
+def test_wrong_folders_and_names_of_data_are_one_line(mistake, tmp_path):
+    assert "no such folder" in mistake("data", "check", "amos_ct", tmp_path / "gone")
+    assert "no layouts" in mistake("data", "check", "demo_ct", tmp_path)
+    assert "amos_ct" in mistake("data", "check", "amos_cd", tmp_path)
+    assert "no such folder" in mistake("data", "cases", "amos_ct", tmp_path / "gone")
+
+
+# ---------------------------------------------------------------- preparing a data set of the user's
+
+
+@pytest.fixture
+def user_data(phantoms, tmp_path, monkeypatch):
+    """A folder with a good and a damaged case, and a manifest for it: (manifest, root)."""
+    root = tmp_path / "root"
+    manifest = yaml.safe_load((ROOT / "data_manifests" / "demo_ct.yaml").read_text())
+    manifest |= {"name": "mine", "cases": [], "packages": {}, "contrast_ranges": {}, "patch_voxels": [96, 96, 96]}
+    manifest["layouts"] = [{"name": "pairs", "image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"}]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(manifest))
+    for case in ("good", "bad"):
+        for folder, source in (("images", phantoms["phantom-a"].image), ("labels", phantoms["phantom-a"].label)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            (root / folder / f"{case}.nii.gz").write_bytes(source.read_bytes()[: 2000 if case == "bad" else None])
+    return tmp_path / "mine.yaml", root
+
+
+def test_a_data_set_is_prepared_once_and_a_bad_case_is_told(home, user_data, tmp_path):
+    arguments = ["data", "prepare", *user_data, "--out", tmp_path / "out", "--spacing", "12", "12", "12", "--workers", "1"]
+    status, out, err = home(*arguments)
+    assert status == 1
+    assert f"{tmp_path / 'out'}: 1 prepared, 0 unchanged, 1 failed (cases.csv)." in out
+    assert "bad.nii.gz: cannot be read as a 3D image" in err
+    assert "Traceback" not in out + err
+    (user_data[1] / "images" / "bad.nii.gz").unlink()
+    (user_data[1] / "labels" / "bad.nii.gz").unlink()
+    status, out, err = home(*arguments)
+    assert (status, "0 prepared, 1 unchanged, 0 failed" in out) == (0, True)
+
+
+def test_settings_of_a_preparation_that_are_none_are_one_line(mistake, user_data):
+    assert mistake("data", "prepare", *user_data, "--labels", "cubic").startswith("labels: found 'cubic'; ")
+    assert "no such folder" in mistake("data", "prepare", user_data[0], "/nowhere")
+
+
+def test_a_plan_stands_beside_the_papers_values(home, user_data):
+    (user_data[1] / "images" / "bad.nii.gz").write_bytes(b"")
+    status, out, _ = home("data", "plan", *user_data, "--memory", "24")
+    assert status == 0
+    for text in (
+        "left out: ",
+        "bad.nii.gz: its header cannot be read",
+        "spacing, mm",
+        "7 x 7 x 7",
+        "4 x 4 x 4",
+        "patch, voxels",
+        "48 x 48 x 48",
+        "96 x 96 x 96",
+        "batch, patches",
+    ):
+        assert text in out
+
+
+def test_a_data_set_that_is_not_open_comes_with_the_steps_to_get_it(home, mistake):
+    status, out, _ = home("data", "fetch", "amos_ct")
+    assert status == 1
+    assert "1. " in out
+    assert "home data check amos_ct ROOT" in out
+    assert mistake("data", "fetch", "amos_ct", "--url", "https://x/y.zip").startswith("sha256: found ''")

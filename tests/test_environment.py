@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-CONDA_NAMES = {"torch": "pytorch"}  # pip name -> conda-forge name, where they differ
+CONDA_NAMES = {"torch": "pytorch", "blosc2": "python-blosc2"}  # pip name -> conda-forge name, where they differ
 USERS_PACKAGES = {"torch", "mamba-ssm", "causal-conv1d", "jupyterlab", "matplotlib", "ipywidgets", "monai", "pandas", "papermill"}
 NEEDS_CUDA = {"mamba-ssm", "causal-conv1d"}
 
@@ -183,7 +183,7 @@ def test_make_alone_lists_every_target():
     result = make(ROOT)
     assert result.returncode == 0
     listed = re.findall(r"^make ([\w-]+) +\S.*$", result.stdout, flags=re.MULTILINE)
-    assert listed == ["help", "env", "demo", "test", "bench", "bench-gpu", "lab", "clean"]
+    assert listed == ["help", "env", "demo", "test", "bench", "bench-data", "bench-gpu", "lab", "clean"]
     assert make(ROOT, "help").stdout == result.stdout
 
 

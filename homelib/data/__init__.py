@@ -1,1 +1,1 @@
-"""From files to batches: what a data set is (manifest), the demo data (demo, phantom), and the way to a batch."""
+"""From files to batches: what a data set is (manifest), its files found and checked (layouts, reading, check), the demo data, and the way to a batch."""

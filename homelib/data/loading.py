@@ -1,6 +1,7 @@
 """From prepared cases to training patches: cut, window, and the random changes of `AugmentConfig`, on MONAI's transforms.
 
-A patch depends on nothing but the seed, the step and its place in the batch, so a training that stops and goes on sees the same patches.
+Cases may lie in memory or in their files, from which a patch reads only its own blocks. A patch depends on nothing but the seed, the step
+and its place in the batch, so a training that stops and goes on sees the same patches, and so does every process that makes them.
 """
 
 from collections.abc import Sequence
@@ -18,19 +19,23 @@ from monai.transforms import (
     ToTensord,
 )
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..config import AugmentConfig, DataConfig
 from ..errors import UserError
-from .manifest import Manifest, Range, load_manifest
+from . import recipes
+from .cache import Chunked, Places
+from .manifest import Manifest, Modality, Range, load_manifest
+from .parallel import new_processes
 from .prepare import PreparedCase
 from .transforms import RandContrastPhased, RandPatchd
 
 HOLES = 3  # at most, in one patch
 
 
-def window(image: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """Clip an image to the manifest's intensity window and map it onto its range, float32 of the same shape."""
-    (low, high), (bottom, top) = manifest.intensity_window, manifest.intensity_range
+def window(image: np.ndarray, manifest: Manifest, modality: Modality | None = None) -> np.ndarray:
+    """Clip an image to the window of its modality (None: the manifest's own) and map it onto the manifest's range, float32 of the same shape."""
+    (low, high), (bottom, top) = manifest.window_of(modality or manifest.modality), manifest.intensity_range
     return ((np.clip(image, low, high) - low) / (high - low) * (top - bottom) + bottom).astype(np.float32)
 
 
@@ -46,7 +51,20 @@ class Patches:
             raise UserError(f"data.train_cases: found {[c.case.id for c in cases if c.label is None] or 'no case'} without a label, expected labelled cases.")
         manifest = load_manifest(data.manifest)
         self.cases, self.seed = list(cases), seed
-        self.transforms = [augmentation(manifest, data.patch_voxels, augment, manifest.contrast_of(c.case.id)) for c in cases]
+        made: dict[str, Compose] = {}  # thousands of cases share a few
+        self.transforms = []
+        for case in self.cases:
+            kind = case.case.modality, manifest.contrast_of(case.case.id)
+            if repr(kind) not in made:
+                made[repr(kind)] = augmentation(manifest, data.patch_voxels, augment, kind[1], modality=kind[0])
+            self.transforms.append(made[repr(kind)])
+        self.places = [case.places for case in self.cases]
+        self.holders: dict[int, list[int]] = {}  # class -> cases that have it, where a class is drawn first
+        if data.sampling == "classes":
+            self.places = [case.places or Places.of(np.asarray(case.label)) for case in self.cases]
+            for index in range(1, len(manifest.class_names)):
+                if having := [number for number, places in enumerate(self.places) if places.counts.get(index)]:
+                    self.holders[index] = having
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Patches of one step: images (size, 1, D, H, W) float32, labels (size, 1, D, H, W) int64 with 255 where the loss must not look."""
@@ -55,18 +73,50 @@ class Patches:
 
     def patch(self, step: int, place: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, step, place))
-        index = int(rng.integers(len(self.cases)))
+        if self.holders:
+            wanted = list(self.holders)[int(rng.integers(len(self.holders)))]
+            index = self.holders[wanted][int(rng.integers(len(self.holders[wanted])))]
+            places = Places({wanted: self.places[index].counts[wanted]}, {wanted: self.places[index].voxels[wanted]})
+        else:
+            index = int(rng.integers(len(self.cases)))
+            places = self.places[index]
         transform = self.transforms[index].set_random_state(int(rng.integers(2**32)))
         case = self.cases[index]
-        done = transform({"image": case.image[None], "label": case.label[None]})
+        image, label = (volume if isinstance(volume, Chunked) else volume[None] for volume in (case.image, case.label))
+        done = transform({"image": image, "label": label, "places": places})
         return done["image"].float(), done["label"].long()
 
+    def loader(self, *, steps: range, size: int, workers: int = 0) -> DataLoader:
+        """`batch` of each step, in order, made by some processes beside the training: the same batches for any number of them."""
+        return DataLoader(
+            _InOrder(self, steps, size), batch_size=size, num_workers=workers, multiprocessing_context=new_processes(__name__) if workers else None
+        )
 
-def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: AugmentConfig, contrast_ranges: dict[str, Range]) -> Compose:
+
+class _InOrder(Dataset):
+    """The patches of some steps, one after the other."""
+
+    def __init__(self, patches: Patches, steps: range, size: int):
+        self.patches, self.steps, self.size = patches, steps, size
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.size
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.patches.patch(self.steps[number // self.size], number % self.size)
+
+
+def augmentation(
+    manifest: Manifest, patch_voxels: Sequence[int], augment: AugmentConfig, contrast_ranges: dict[str, Range], *, modality: Modality | None = None
+) -> Compose:
     """The transforms of a training patch, in order: cut (turned and scaled), contrast phase (both in HU), window, then intensity. All that
     follows the window works in the unit range, where 0 is what lies beyond the scan; the manifest's own range comes last."""
-    both, (low, high), (bottom, top) = ["image", "label"], manifest.intensity_window, manifest.intensity_range
+    both, (low, high) = ["image", "label"], manifest.window_of(modality or manifest.modality)
     classes = len(manifest.class_names)
+    if augment.recipe != "own":
+        cut, changes = recipes.recipe(augment.recipe, manifest.name, patch_voxels)
+        steps = [RandPatchd(both, patch_voxels, beyond=low, classes=classes, **cut), ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True), *changes]
+        return _finished(steps, manifest)
     place = {"class_centred": augment.class_centred, "overhang": augment.overhang}
     turn = {"rotation_degrees": augment.rotation_degrees, "scaling": augment.scaling}
     steps: list = [RandPatchd(both, patch_voxels, beyond=low, classes=classes, **place, **turn)]
@@ -86,6 +136,11 @@ def augmentation(manifest: Manifest, patch_voxels: Sequence[int], augment: Augme
         steps.append(RandShiftIntensityd("image", augment.intensity_shift, prob=0.5))
     if augment.noise:
         steps.append(RandGaussianNoised("image", prob=0.5, std=augment.noise))
-    if (bottom, top) != (0.0, 1.0):
-        steps.append(ScaleIntensityRanged("image", 0.0, 1.0, bottom, top))
-    return Compose([*steps, ToTensord(both, track_meta=False)])
+    return _finished(steps, manifest)
+
+
+def _finished(steps: list, manifest: Manifest) -> Compose:
+    """The transforms, then the manifest's own range in place of the unit range, then tensors."""
+    if (limits := manifest.intensity_range) != (0.0, 1.0):
+        steps = [*steps, ScaleIntensityRanged("image", 0.0, 1.0, *limits)]
+    return Compose([*steps, ToTensord(["image", "label"], track_meta=False)])

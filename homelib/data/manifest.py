@@ -9,91 +9,42 @@ import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ..errors import UserError
 from ..paths import shipped
+from .manifest_parts import (
+    LARGEST_RAW_LABEL,
+    Access,
+    CaseEntry,
+    Frozen,
+    LabelOrigin,
+    Layout,
+    Modality,
+    Name,
+    Package,
+    PackageFile,
+    Phantom,
+    Range,
+    RawLabel,
+    SplitRule,
+)
 
-Modality = Literal["CT", "MRI", "US"]
-LabelOrigin = Literal["REF", "MODEL", "UNSTATED", "SYNTHETIC"]  # reference or manual, a network's output, not said, generated
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
-Range = tuple[float, float]
+__all__ = ["Case", "CaseEntry", "Layout", "Manifest", "Package", "PackageFile", "Phantom", "Range", "SplitRule", "as_yaml", "list_manifests", "load_manifest"]
 
-_LARGEST_RAW_LABEL = 65535  # bounds the lookup table
 _LARGEST_MANIFEST_BYTES = 2_000_000
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Package(_Frozen):
-    """One released file of a Python package, pinned by version and full sha256."""
-
-    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+_-]*$")
-    kind: Literal["sdist", "wheel"]
-    sha256: Sha256
-    megabytes: float = Field(gt=0)
-
-
-class PackageFile(_Frozen):
-    """A file inside a package's archive: `member` is its full path there, `sha256` that of the file itself."""
-
-    package: str
-    member: str = Field(pattern=r"^[A-Za-z0-9_.+/-]+$")
-    sha256: Sha256
-
-    @field_validator("member")
-    @classmethod
-    def _safe_member(cls, member: str) -> str:
-        if member.startswith("/") or any(part in ("", ".", "..") for part in member.split("/")):
-            raise ValueError("a relative path without '.', '..' or '//'")
-        return member
-
-    @property
-    def suffix(self) -> str:
-        """`.nii.gz` for a compressed NIfTI, else the last suffix."""
-        return ".nii.gz" if self.member.endswith(".nii.gz") else Path(self.member).suffix
-
-
-class Phantom(_Frozen):
-    """A generated (synthetic) volume: `ct` or `us` of `homelib.data.phantom`, fixed by its seed."""
-
-    phantom: Literal["ct", "us"]
-    seed: int = Field(ge=0)
-
-
-# A later kind of source (a file or a glob on disk) is one more model here and one more line in `_source_kind`.
-def _source_kind(value: object) -> str:
-    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
-    return "phantom" if "phantom" in keys else "package"
-
-
-Source = Annotated[Annotated[PackageFile, Tag("package")] | Annotated[Phantom, Tag("phantom")], Discriminator(_source_kind)]
-
-
-class CaseEntry(_Frozen):
-    """One case of a data set: where its image and its label come from, and who made the label.
-
-    `contrast_ranges` replaces the manifest's for this case: offsets depend on the contrast phase that a scan starts in.
-    """
-
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)  # names folders: nothing but plain characters
-    image: Source
-    label: Source | None = None
-    label_origin: LabelOrigin
-    contrast_ranges: dict[Name, Range] | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case on disk: the original files, unprocessed. `label` is None where there is none; `manifest` names its data set."""
+    """A case on disk: the original files, unprocessed. `label` is None where there is none; `manifest` names its data set.
+
+    `image` may be a folder of DICOM slices, `label` a folder of one mask a class. `part`: train, validation or test, where its layout says.
+    """
 
     id: str
     image: Path
@@ -101,32 +52,49 @@ class Case:
     modality: Modality
     label_origin: LabelOrigin
     manifest: str
+    part: str | None = None
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """One data set. Lengths in mm, intensities in HU (CT) or in the units of the image file (MRI, US).
 
-    `classes` maps a class name to the raw labels merged into it; its order gives the class index, from 1.
-    `intensity_window` is clipped to, then mapped onto `intensity_range`. `contrast_ranges` gives, for a class, the lowest
-    and highest offset (HU) that turns the contrast phase of a scan into another one; an augmentation draws from it.
+    `labels` is the official label map, raw value -> name; `classes` maps a class name to the raw labels merged into it, and its
+    order gives the class index, from 1. `intensity_window` is clipped to, then mapped onto `intensity_range`; `other_windows` has
+    that of a second modality. `contrast_ranges` gives, for a class, the lowest and highest offset (HU) that turns the contrast
+    phase of a scan into another one; an augmentation draws from it. `patch_voxels` and `epochs` are the paper's, None where it
+    says nothing. Cases are listed one by one (`cases`, the demo's) or found in a folder of the user's (`layouts`).
+    `unverified` says what of all this was not read off the official source.
     """
 
     name: Name
     title: str
     modality: Modality
     source: str
+    page: str = Field("", pattern=r"^(https?://\S+)?$")
+    doi: str | None = Field(None, pattern=r"^10\.\d{4,9}/\S+$")
     licence: str
+    access: Access = "open"
+    access_steps: tuple[str, ...] = ()
     citation: str
-    classes: dict[Name, Annotated[tuple[Annotated[int, Field(ge=1, le=_LARGEST_RAW_LABEL, strict=True)], ...], Field(min_length=1)]] = Field(
-        min_length=1, max_length=255
-    )
+    expected_cases: int | None = Field(None, ge=1)
+    labels: dict[RawLabel, str] = {}
+    classes: dict[Name, Annotated[tuple[RawLabel, ...], Field(min_length=1)]] = Field(min_length=1, max_length=255)
     spacing_mm: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     intensity_window: Range
+    other_windows: dict[Modality, Range] = {}
     intensity_range: Range = (0.0, 1.0)
     contrast_ranges: dict[Name, Range] = {}
+    patch_voxels: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    epochs: int | None = Field(None, ge=1)
+    label_origin: LabelOrigin = "UNSTATED"
+    layouts: tuple[Layout, ...] = ()
+    split: SplitRule | None = None
     packages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Package] = {}
-    cases: tuple[CaseEntry, ...] = Field(min_length=1)
+    cases: tuple[CaseEntry, ...] = ()
+    unverified: tuple[str, ...] = ()
     notes: str = ""
+
+    _path: Path | None = PrivateAttr(None)
 
     @field_validator("classes")
     @classmethod
@@ -147,6 +115,28 @@ class Manifest(_Frozen):
         if not pair[0] < pair[1]:
             raise ValueError("low before high")
         return pair
+
+    @field_validator("other_windows")
+    @classmethod
+    def _each_low_below_high(cls, windows: dict[str, Range]) -> dict[str, Range]:
+        for pair in windows.values():
+            cls._low_below_high(pair)
+        return windows
+
+    @model_validator(mode="after")
+    def _layouts_and_labels_agree(self) -> "Manifest":
+        if not self.cases and not self.layouts:
+            raise ValueError("cases or layouts: where is the data?")
+        for index, layout in enumerate(self.layouts):
+            if layout.modality and layout.modality not in self.modalities:
+                raise ValueError(f"layouts[{index}].modality with a window of its own: other_windows has none for {layout.modality}")
+        unknown = [f"{value} in {name}" for name, values in self.classes.items() for value in values if self.labels and value not in self.labels]
+        if unknown:
+            raise ValueError(f"raw labels that stand in the label map: classes has {', '.join(unknown)}")
+        by = self.split.stratify_by if self.split else None
+        if by and by != "modality" and by not in self.classes:
+            raise ValueError(f"split.stratify_by: modality or a class, not {by!r}")
+        return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Manifest":
@@ -172,6 +162,24 @@ class Manifest(_Frozen):
         """All class names by class index, `"background"` first."""
         return ("background", *self.classes)
 
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Its own modality first, then those with another window."""
+        return (self.modality, *(other for other in self.other_windows if other != self.modality))
+
+    def window_of(self, modality: Modality) -> Range:
+        """The intensity window of one modality. Raises UserError where the manifest has none."""
+        if modality == self.modality:
+            return self.intensity_window
+        if modality not in self.other_windows:
+            raise UserError(f"{self.name}: no intensity window for {modality}, expected one of {', '.join(self.modalities)}; add it to other_windows.")
+        return self.other_windows[modality]
+
+    @property
+    def reference(self) -> str:
+        """What `load_manifest` takes to read it again: its name where it ships with the workbook, else the path it was read from."""
+        return str(self._path) if self._path is not None else self.name
+
     def contrast_of(self, case_id: str) -> dict[str, Range]:
         """Contrast offsets (low, high, in HU) by class name for one case; the manifest's own where the case has none or is unknown."""
         own = next((case.contrast_ranges for case in self.cases if case.id == case_id), None)
@@ -193,14 +201,14 @@ class Manifest(_Frozen):
         array([0, 1, 2, 3], dtype=uint8)
         """
         labels = np.asarray(labels)
-        wanted = f"{self.name}: whole numbers from 0 to {_LARGEST_RAW_LABEL} are expected in a label volume"
+        wanted = f"{self.name}: whole numbers from 0 to {LARGEST_RAW_LABEL} are expected in a label volume"
         if labels.dtype.kind not in "iufb":
             raise UserError(f"{wanted}, found dtype {labels.dtype}; is this the label file?")
         if labels.dtype.kind == "f":
             off = ~(labels == np.round(labels)) | ~np.isfinite(labels)  # NaN is unequal to itself
             if off.any():
                 raise UserError(f"{wanted}, found {labels[off].flat[0]:g}; resample labels with nearest neighbour, and check that this is no image.")
-        if labels.size and (labels.min() < 0 or labels.max() > _LARGEST_RAW_LABEL):
+        if labels.size and (labels.min() < 0 or labels.max() > LARGEST_RAW_LABEL):
             worst = labels.min() if labels.min() < 0 else labels.max()
             raise UserError(f"{wanted}, found {worst:g}; check that this is the label file and no image.")
         listed = max(max(values) for values in self.classes.values())
@@ -208,6 +216,18 @@ class Manifest(_Frozen):
         for index, values in enumerate(self.classes.values(), start=1):
             table[list(values)] = index
         return table[labels if labels.dtype.kind in "iu" else labels.astype(np.int32)]
+
+
+def as_yaml(manifest: Manifest) -> str:
+    """A manifest as text, short lists in a line, without what is empty."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    fields = {field: plain(value) for field, value in manifest.model_dump(exclude_none=True).items() if value not in ("", (), {})}
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=150, default_flow_style=None)
 
 
 def list_manifests() -> list[str]:
@@ -229,7 +249,7 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
             raise UserError(f"data set {text!r} is unknown; nearest: {', '.join(near)}. Give one of these, or the path of a manifest (.yaml).")
         path = shipped("data_manifests") / f"{text}.yaml"
     else:
-        path = Path(name_or_path).expanduser()
+        path = Path(name_or_path).expanduser().absolute()
     tree = _read_yaml(path)
     try:
         manifest = Manifest.model_validate(tree)
@@ -237,6 +257,8 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
         raise UserError(_one_line(path, error)) from None
     if manifest.name != path.stem:
         raise UserError(f"{path}: name: found {manifest.name!r}, expected {path.stem!r}, the name of the file; make them agree.")
+    if path.parent != shipped("data_manifests"):
+        manifest._path = path
     return manifest
 
 
@@ -275,7 +297,7 @@ def _read_yaml(path: Path) -> dict:
     return tree
 
 
-_FIELDS = sorted({name for model in (Manifest, CaseEntry, Package, PackageFile, Phantom) for name in model.model_fields})
+_FIELDS = sorted({name for model in (Manifest, CaseEntry, Layout, Package, PackageFile, Phantom, SplitRule) for name in model.model_fields})
 
 
 def _one_line(path: Path, error: ValidationError) -> str:

@@ -25,7 +25,7 @@ SHEAR_VOXELS = 0.01  # that axes may lean, over the whole scan, and be taken as 
 def predict_probabilities(network: Callable[[Tensor], Tensor], case: PreparedCase, settings: Settings) -> np.ndarray:
     """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian."""
     manifest = load_manifest(case.case.manifest)
-    image = torch.from_numpy(window(case.image, manifest))[None, None]
+    image = torch.from_numpy(window(case.image, manifest, case.case.modality))[None, None]
     parameter = next(iter(network.parameters()), torch.empty(0)) if isinstance(network, torch.nn.Module) else torch.empty(0)
     logits = sliding_window_inference(
         image.to(parameter.device),

@@ -111,7 +111,7 @@ def class_weights(cases: Sequence[PreparedCase], classes: int, balance: float) -
     """Weights (classes,) of the cross-entropy: frequency^-balance, so scaled that a voxel weighs 1 on average; None for balance 0."""
     if not balance:
         return None
-    counts = sum(np.bincount(case.label.ravel(), minlength=IGNORE + 1)[:classes] for case in cases)
+    counts = sum(np.bincount(np.asarray(case.label).ravel(), minlength=IGNORE + 1)[:classes] for case in cases)
     frequency = np.maximum(counts, 1) / counts.sum()
     weights = frequency**-balance
     return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)

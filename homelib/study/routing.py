@@ -129,7 +129,7 @@ def expert_maps(network: nn.Module, case: PreparedCase, settings: Settings, *, s
         return weights[..., : x.shape[2], : x.shape[3], : x.shape[4]]
 
     manifest, prediction = load_manifest(case.case.manifest), settings.prediction
-    image = torch.from_numpy(window(case.image, manifest))[None, None].to(next(network.parameters()).device)
+    image = torch.from_numpy(window(case.image, manifest, case.case.modality))[None, None].to(next(network.parameters()).device)
     with trace_routing(network, stages=[stage]) as trace:
         maps = sliding_window_inference(
             image,

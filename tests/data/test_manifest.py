@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from homelib.data.manifest import Manifest, PackageFile, list_manifests, load_manifest
+from homelib.data.manifest import Manifest, PackageFile, as_yaml, list_manifests, load_manifest
 from homelib.errors import UserError
 from homelib.paths import shipped
 
@@ -164,3 +164,82 @@ def test_unknown_name_and_missing_file():
     assert "demo_ct" in text
     assert "no such file" in refusal(load_manifest, Path("nowhere") / "my.yaml")
     assert "no such file" in refusal(load_manifest, "")
+
+
+# ---------------------------------------------------------------- the paper's data sets
+
+
+def test_every_data_set_of_the_paper_has_its_settings():
+    """Paper App. B and Table 9, by hand: spacing, window, patch, epochs, cases."""
+    ct, mri = (-175, 250), (0, 1000)
+    by_hand = {
+        "panorama": ((0.8, 0.8, 3.0), ct, (192, 192, 48), 500, 2238),
+        "amos_ct": ((1.5, 1.5, 1.5), ct, (128, 128, 128), None, 300),  # its epochs are not stated
+        "amos_mri": ((1.5, 1.5, 1.5), mri, (128, 128, 128), None, 60),
+        "amos_joint": ((1.5, 1.5, 1.5), ct, (128, 128, 128), None, 360),
+        "feta_2022": ((0.8, 0.8, 0.8), mri, (128, 128, 128), 300, 120),
+        "mvseg_2023": ((0.5, 0.5, 0.5), (0, 255), (128, 128, 128), 500, 175),
+        "abdomenatlas_1_1": ((0.8, 0.8, 3.0), ct, (96, 96, 96), 800, 9262),
+        "totalsegmentator_mri": ((0.8, 0.8, 3.0), mri, (96, 96, 96), 800, 616),
+    }
+    for name, wanted in by_hand.items():
+        m = load_manifest(name)
+        assert (m.spacing_mm, m.intensity_window, m.patch_voxels, m.epochs, m.expected_cases) == wanted, name
+        assert m.intensity_range == (0, 1)
+    assert load_manifest("amos_joint").other_windows == {"MRI": mri}
+
+
+def test_every_data_set_says_where_it_is_had_and_what_is_unverified():
+    for name in list_manifests():
+        m = load_manifest(name)
+        if m.cases:
+            continue
+        assert m.access_steps, name
+        assert m.unverified, name
+        assert m.labels, name
+        assert m.page or m.access == "private", name
+        assert set(m.labels) >= {value for values in m.classes.values() for value in values}
+
+
+def test_merges_of_the_paper():
+    np.testing.assert_array_equal(load_manifest("panorama").merge(np.arange(7)), [0, 1, 0, 0, 2, 2, 0])  # parenchyma and duct are pancreas
+    atlas, mri = load_manifest("abdomenatlas_1_1"), load_manifest("totalsegmentator_mri")
+    assert list(atlas.classes.values()) == [(value,) for value in range(1, 26)]
+    assert len(mri.classes) == 22
+    assert set(mri.classes) < set(atlas.classes)
+    assert len(load_manifest("amos_ct").classes) == 15
+    assert len(load_manifest("amos_mri").classes) == 13
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("modality: CT", "modality: CT\ndoi: ten", ["doi", "'ten'"]),
+        ("modality: CT", "modality: CT\npage: file:///etc/passwd", ["page"]),
+        ("modality: CT", "modality: CT\nlabels: {1: spleen}", ["raw labels that stand in the label map"]),
+        ("modality: CT", "modality: CT\nlayouts: [{name: x, image: '../{case}.nii'}]", ["layouts[0].image", "relative path"]),
+        ("modality: CT", "modality: CT\nlayouts: [{name: x, image: '{case}.nii', modality: US}]", ["layouts[0].modality", "other_windows"]),
+        ("modality: CT", "modality: CT\nother_windows: {MRI: [5, 1]}", ["other_windows", "low before high"]),
+        ("modality: CT", "modality: CT\nsplit: {stratify_by: heart}", ["split.stratify_by", "'heart'"]),
+        ("modality: CT", "modality: CT\nsplit: {fold: 5}", ["split.fold", "unknown field", "folds"]),
+        ("modality: CT", "modality: CT\nexpected_cases: 0", ["expected_cases"]),
+    ],
+)
+def test_a_wrong_new_field_is_one_line(edited, old, new, parts):
+    text = refusal(edited, old, new)
+    for part in ["demo_ct.yaml", *parts]:
+        assert part in text, text
+
+
+def test_a_manifest_of_the_user_is_found_again_by_its_path(tmp_path):
+    path = tmp_path / "demo_ct.yaml"
+    path.write_text(DEMO_CT)
+    assert load_manifest(load_manifest(path).reference) == load_manifest(path)
+    assert load_manifest(path).reference == str(path)
+    assert load_manifest("demo_ct").reference == "demo_ct"
+
+
+@pytest.mark.parametrize("name", list_manifests())
+def test_a_manifest_as_text_is_the_manifest(name, tmp_path):
+    (tmp_path / f"{name}.yaml").write_text(as_yaml(load_manifest(name)), encoding="utf-8")
+    assert load_manifest(tmp_path / f"{name}.yaml").model_dump() == load_manifest(name).model_dump()

@@ -1,0 +1,148 @@
+"""The layouts of a folder, read off its names: which files are images, which labels, and where the case id stands in them.
+
+Every path becomes a template by taking its case id out; the few templates that most paths share are the layouts. The id is the subject's
+folder in BIDS (`sub-01`), the folder where each case has one, and otherwise the file name less the words that say what it is.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from .layouts import IMAGE_SUFFIXES
+
+_LABEL_WORDS = {"label", "labels", "labelstr", "labelsts", "labelsva", "seg", "segs", "segmentation", "segmentations", "mask", "masks", "gt", "dseg"}
+_LABEL_WORDS |= {"annotation", "annotations", "groundtruth", "truth", "contour", "roi", "msk"}
+_IMAGE_WORDS = {
+    "image",
+    "images",
+    "imagestr",
+    "imagests",
+    "imagesva",
+    "img",
+    "scan",
+    "volume",
+    "vol",
+    "ct",
+    "mr",
+    "mri",
+    "us",
+    "t1",
+    "t2",
+    "t1w",
+    "t2w",
+    "flair",
+    "0000",
+}
+_WORD = re.compile(r"[A-Za-z]+[0-9]*w?|[0-9]+")
+_TRAILING = re.compile(rf"[-_. ]+(?:{'|'.join(sorted(_LABEL_WORDS | _IMAGE_WORDS, key=len, reverse=True))})$", re.IGNORECASE)
+_LEADING = re.compile(rf"^(?:{'|'.join(sorted(_LABEL_WORDS | _IMAGE_WORDS, key=len, reverse=True))})[-_. ]*(?=.*[0-9])", re.IGNORECASE)
+_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+_PARTS = {"imagests": "test", "test": "test", "val": "validation", "validation": "validation", "train": "train", "training": "train"}
+_LONGEST_PATTERN = 100  # as in Layout.case
+_MOST_LAYOUTS = 8
+_DEPTH = 6
+
+
+def find_layouts(root: Path) -> list[dict]:
+    """Layouts as a manifest has them, the most frequent first; empty where there is no image."""
+    images, labels = _files(root)
+    image_templates = _templates(images)
+    label_templates = _templates(labels)
+    layouts = []
+    for template, ids in sorted(image_templates.items(), key=lambda item: (-len(item[1]), item[0]))[:_MOST_LAYOUTS]:
+        partner = max(label_templates, key=lambda t: (len(label_templates[t] & ids), _alike(t, template), t), default=None)
+        if partner is not None and not label_templates[partner] & ids:
+            partner = None
+        layout = {"name": f"layout_{len(layouts) + 1}", "image": template, "case": _pattern(ids, template, partner)}
+        part = next((_PARTS[folder.lower()] for folder in template.split("/")[:-1] if folder.lower() in _PARTS), None)
+        layouts.append(layout | ({"label": partner} if partner else {}) | ({"part": part} if part else {}))
+    return layouts
+
+
+def _pattern(ids: set[str], image: str, label: str | None) -> str:
+    """A regular expression of these ids: digits stand for digits, the rest for itself. Where they are too different, any name that is no label's."""
+    kinds = sorted({re.sub("[0-9]+", "[0-9]+", re.escape(case_id)) for case_id in ids})
+    if len(joined := "|".join(kinds)) <= _LONGEST_PATTERN - 4:
+        return joined if len(kinds) == 1 else f"(?:{joined})"
+    if label is None or os.path.dirname(image) != os.path.dirname(label):
+        return "[^/]+"
+    own = re.escape(label.rsplit("{case}", 1)[-1].removesuffix(image.rsplit("{case}", 1)[-1]))  # _seg, say
+    return f"[^/]+(?<!{own})" if own else "[^/]+"
+
+
+def _files(root: Path) -> tuple[list[str], list[str]]:
+    """Images and labels below `root`, as paths relative to it; a folder of slices or of masks is one path that ends in `/`."""
+    images, labels = [], []
+    volumes_in: dict[Path, set[str]] = {}
+    for folder, folders, names in os.walk(root):
+        relative = Path(folder).relative_to(root)
+        if len(relative.parts) >= _DEPTH:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        volumes = sorted(name for name in names if name.endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+        volumes_in[relative] = set(volumes)
+        here = "" if relative == Path(".") else f"{relative.as_posix()}/"
+        in_label_folder = any(_is_label(part) for part in relative.parts)
+        if not volumes and relative.parts and any(name.lower().endswith((".dcm", ".ima")) or _is_dicom(Path(folder) / name) for name in sorted(names)[:3]):
+            (labels if in_label_folder else images).append(here)
+        elif in_label_folder and (beside := volumes_in.get(relative.parent)) and not beside & set(volumes):
+            labels.append(here)  # <case>/ct.nii.gz and <case>/segmentations/: a mask a class
+        else:
+            for name in volumes:
+                (labels if in_label_folder or _is_label(name) else images).append(here + name)
+    return images, labels
+
+
+def _is_label(name: str) -> bool:
+    return any(word.lower() in _LABEL_WORDS for word in _WORD.findall(re.sub(r"(?<=[a-z])[0-9]+", "", name)))
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _templates(paths: list[str]) -> dict[str, set[str]]:
+    """Template -> ids of the cases that fit it."""
+    shared = Counter(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        template, case_id = _template(path, shared)
+        found[template].add(case_id)
+    return dict(found)
+
+
+def _template(path: str, shared: Counter) -> tuple[str, str]:
+    *folders, name = path.rstrip("/").split("/")
+    end = "/" if path.endswith("/") else ""
+    subject = next((part for part in folders if _SUBJECT.fullmatch(part)), None)
+    if subject:  # BIDS: other entities (session, reconstruction, run) may differ from case to case
+        stem, suffix = _split_suffix(name)
+        kind = stem.rsplit("_", 1)[-1]
+        parts = ["{case}" if part == subject else "*" if part.startswith("ses-") else part for part in folders]
+        return "/".join([*parts, f"{{case}}*_{kind}{suffix}"]), subject
+    if folders and shared[name] > 1:  # one folder a case: the same name in each
+        place = next((index for index in range(len(folders) - 1, -1, -1) if not _is_label(folders[index]) and folders[index].lower() not in _IMAGE_WORDS), None)
+        if place is not None:
+            return "/".join([*folders[:place], "{case}", *folders[place + 1 :], name]) + end, folders[place]
+    stem, suffix = (name, "") if end else _split_suffix(name)
+    case_id = stem
+    while (shorter := _TRAILING.sub("", case_id)) not in (case_id, ""):
+        case_id = shorter
+    case_id = _LEADING.sub("", case_id) or case_id
+    before, after = stem.split(case_id, 1)
+    return "/".join([*folders, f"{before}{{case}}{after}{suffix}"]) + end, case_id
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(suffix) if suffix else name, suffix
+
+
+def _alike(one: str, other: str) -> int:
+    """Of two label templates, the one that shares more of its path with the image's is its partner."""
+    return len(os.path.commonprefix([one, other])) + len(os.path.commonprefix([one[::-1], other[::-1]]))

@@ -1,0 +1,286 @@
+"""Many cases: each by itself, again only what changed, whatever fails or is killed."""
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+from homelib import UserError
+from homelib.data import cohort
+from homelib.data.cohort import case_path, open_all, prepare_all
+from homelib.data.manifest import Case
+from homelib.data.prepare import Preparation
+
+SETTINGS = Preparation(spacing_mm=(12.0, 12.0, 12.0))
+
+
+@pytest.fixture
+def cases(phantoms, tmp_path):
+    """Four small labelled cases that differ."""
+    found = []
+    first = phantoms["phantom-a"]
+    image, label = nib.load(first.image), nib.load(first.label)
+    for number in range(4):
+        paths = []
+        for role, volume in (("image", image), ("label", label)):
+            paths.append(tmp_path / "raw" / f"case-{number}-{role}.nii")
+            paths[-1].parent.mkdir(exist_ok=True)
+            data = np.asarray(volume.dataobj) + (number if role == "image" else 0)
+            nib.save(nib.Nifti1Image(data.astype(np.int16), volume.affine), paths[-1])
+        found.append(replace(first, id=f"case-{number}", image=paths[0], label=paths[1]))
+    return found
+
+
+def run(cases, folder, **how):
+    return prepare_all(cases, folder, SETTINGS, progress=False, **how)
+
+
+def states(outcomes):
+    return [outcome.state for outcome in outcomes]
+
+
+def contents(folder):
+    """Every case's file by name, as bytes."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.zip")}
+
+
+def test_every_case_has_its_file_and_its_line(cases, tmp_path):
+    outcomes = run(cases, tmp_path / "out")
+    assert states(outcomes) == ["prepared"] * 4
+    told = pd.read_csv(tmp_path / "out" / "cases.csv", keep_default_na=False)
+    assert told.to_dict("list") == {"case": [case.id for case in cases], "state": ["prepared"] * 4, "message": [""] * 4}
+    for case, prepared in zip(cases, open_all(cases, tmp_path / "out"), strict=True):
+        assert prepared.case == case
+        assert prepared.spacing_mm == SETTINGS.spacing_mm
+        assert np.asarray(prepared.image).shape == np.asarray(prepared.label).shape
+
+
+def test_the_same_inputs_give_the_same_bytes_in_one_process_and_in_several(cases, tmp_path):
+    run(cases, tmp_path / "one")
+    assert states(run(cases, tmp_path / "two", workers=2)) == ["prepared"] * 4
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_second_run_does_nothing(cases, tmp_path, monkeypatch):
+    run(cases, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.zip")}
+    monkeypatch.setattr(cohort, "sha256_of", lambda path: pytest.fail(f"{path} was read again"))
+    assert states(run(cases, tmp_path / "out")) == ["unchanged"] * 4
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.zip")}
+
+
+def test_only_what_changed_is_done_again(cases, tmp_path):
+    run(cases, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    image = nib.load(cases[1].image)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(7), image.affine), cases[1].image)
+    os.utime(cases[2].image, ns=(1, 1))  # touched, the same bytes
+    case_path(tmp_path / "out", "case-3").write_bytes(b"spoilt")
+    assert states(run(cases, tmp_path / "out")) == ["unchanged", "prepared", "unchanged", "prepared"]
+    after = contents(tmp_path / "out")
+    assert [before[name] == after[name] for name in sorted(before)] == [True, False, True, True]
+
+
+def test_other_settings_are_done_again(cases, tmp_path):
+    run(cases[:1], tmp_path / "out")
+    for settings in (Preparation(spacing_mm=(11.0,) * 3), Preparation(spacing_mm=(12.0,) * 3, labels="linear"), Preparation(intensity="scaled")):
+        assert states(prepare_all(cases[:1], tmp_path / "out", settings, progress=False)) == ["prepared"]
+    assert len(contents(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_case_is_told_and_the_others_are_done(cases, tmp_path, workers):
+    cases[0].image.write_bytes(cases[0].image.read_bytes()[:1000])
+    cases[1].label.unlink()
+    cases[2] = replace(cases[2], label=cases[1].image)  # an image in place of a label
+    outcomes = run(cases, tmp_path / "out", workers=workers)
+    assert states(outcomes) == ["failed", "failed", "failed", "prepared"]
+    for outcome, name in zip(outcomes, ("case-0-image.nii", "case-1-label.nii", "case-1-image.nii"), strict=False):
+        assert name in outcome.message
+        assert "\n" not in outcome.message
+    assert [path.name for path in (tmp_path / "out").glob("*.zip")] == ["case-3.zip"]
+
+
+def test_a_fault_that_nobody_thought_of_stops_no_other_case(cases, tmp_path, monkeypatch):
+    original = cohort.prepare_into
+
+    def faulty(path, case, *rest, **how):
+        if case.id == "case-1":
+            raise ZeroDivisionError("by nought")
+        original(path, case, *rest, **how)
+
+    monkeypatch.setattr(cohort, "prepare_into", faulty)
+    outcomes = run(cases, tmp_path / "out")
+    assert states(outcomes) == ["prepared", "failed", "prepared", "prepared"]
+    assert "ZeroDivisionError: by nought" in outcomes[1].message
+
+
+WORKERS = """
+import pickle, sys
+from homelib.data.cohort import prepare_all
+if __name__ == "__main__":
+    cases, folder, settings = pickle.load(open(sys.argv[1], "rb"))
+    print([outcome.state for outcome in prepare_all(cases, folder, settings, workers=2, progress=False)])
+"""
+
+
+@pytest.fixture
+def stuck(cases, tmp_path):
+    """A preparation in two workers, one of which reads a named pipe that nobody writes to, so that it can be killed at its work."""
+    pipe = tmp_path / "pipe.nii"
+    os.mkfifo(pipe)
+    (tmp_path / "job.py").write_text(WORKERS)
+    jobs = [replace(cases[0], id="stuck", image=pipe), *cases[:2]]
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((jobs, tmp_path / "out", SETTINGS)))
+    process = subprocess.Popen([sys.executable, tmp_path / "job.py", tmp_path / "job.pickle"], stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_for(found, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+    return result
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the worker to kill")
+def test_a_case_that_kills_its_process_is_told_and_the_others_are_done(stuck):
+    """The worker is killed at the case, and again when the case is tried alone; no other case is lost with it."""
+
+    def ended():
+        for child in reading(stuck.pid):
+            os.kill(child, signal.SIGKILL)
+        return stuck.poll() is not None
+
+    wait_for(ended)
+    assert stuck.stdout.read().strip() == "['failed', 'prepared', 'prepared']"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the workers")
+def test_workers_end_with_the_process_that_started_them(stuck):
+    (worker, *_) = wait_for(lambda: reading(stuck.pid))
+    stuck.kill()
+    stuck.wait()
+    wait_for(lambda: not os.path.exists(f"/proc/{worker}"), 20)
+
+
+def reading(ancestor: int) -> list[int]:
+    """Processes below another one that wait for a named pipe to be opened (Linux)."""
+    parents, waiting = {}, set()
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit():
+                parents[int(entry)] = int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1])
+                if open(f"/proc/{entry}/wchan").read() in ("wait_for_partner", "fifo_open"):
+                    waiting.add(int(entry))
+        except OSError:
+            continue
+    found = []
+    for process in waiting:
+        above = process
+        while above in parents and above != ancestor:
+            above = parents[above]
+        if above == ancestor:
+            found.append(process)
+    return found
+
+
+# ---------------------------------------------------------------- killed
+
+
+def test_killed_at_ten_random_moments_nothing_finished_is_lost_and_the_end_is_the_same(cases, tmp_path):
+    """A process that does nothing but prepare is killed, again and again, a little later each time after it has begun."""
+    many = [replace(case, id=f"{case.id}-{copy}") for copy in range(5) for case in cases]
+    run(many, tmp_path / "undisturbed")
+    script, told, out = tmp_path / "job.py", tmp_path / "job.pickle", tmp_path / "out"
+    script.write_text(FORKED)
+    told.write_bytes(pickle.dumps((many, out, SETTINGS)))
+    seconds = random.Random(0)
+    host = subprocess.Popen([sys.executable, script, told], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    finished: dict[str, bytes] = {}
+    cut_short = 0
+    for _ in range(10):
+        host.stdin.write("go\n")
+        host.stdin.flush()
+        victim = int(host.stdout.readline())
+        time.sleep(seconds.uniform(0.0, 0.15))
+        os.kill(victim, signal.SIGKILL)
+        assert host.stdout.readline().strip() in ("-9", "0")
+        now = contents(out)
+        assert finished.items() <= now.items()  # what was finished is there, as it was
+        finished = now
+        cut_short += len(now) < len(many)
+    host.stdin.close()
+    host.wait()
+    assert cut_short >= 3
+    run(many, out)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert not [path.name for path in out.iterdir() if cohort._PART.fullmatch(path.name)]
+
+
+# A process that has imported everything and starts, for each line on its input, a copy of itself that prepares: so a kill falls into the work.
+FORKED = """
+import os, pickle, sys
+from homelib.data.cohort import prepare_all
+import torch
+torch.set_num_threads(1)
+cases, folder, settings = pickle.load(open(sys.argv[1], "rb"))
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        prepare_all(cases, folder, settings, progress=False)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+# ---------------------------------------------------------------- names, and who is at work
+
+
+def test_two_cases_of_one_name_are_refused_before_anything_is_done(cases, tmp_path):
+    with pytest.raises(UserError, match="cases: found case-0 more than once"):
+        run([cases[0], cases[0]], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "Fall Äpfel", "x" * 400, ".hidden", ""])
+def test_a_case_of_any_name_has_a_plain_file_in_the_folder(name, tmp_path):
+    path = case_path(tmp_path, name)
+    assert path.parent == tmp_path
+    assert path.name.isascii()
+    assert not path.name.startswith(".")
+    assert len(path.name) < 120
+    assert len({case_path(tmp_path, other) for other in ("a/b", "a_b", "a b", "a:b")}) == 4
+
+
+def test_a_second_preparation_of_a_folder_waits_for_nothing(cases, tmp_path):
+    run([], tmp_path / "out")
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="another preparation is at work there"):
+        run(cases, tmp_path / "out")
+
+
+def test_a_folder_with_other_files_is_left_as_it_is(cases, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "case-0.zip").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"out: holds case-0\.zip, expected an empty folder or one of prepared cases"):
+        run(cases, tmp_path / "out")
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"mine"]
+
+
+def test_a_case_that_was_never_prepared_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"nobody\.zip: no prepared case \(FileNotFoundError\)"):
+        open_all([Case("nobody", tmp_path, None, "CT", "REF", "demo_ct")], tmp_path)

@@ -1,0 +1,130 @@
+"""`home data import` on every layout that data come in: the manifest it writes finds each image with its own label, and checks clean."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from homelib.data.check import check
+from homelib.data.importing import import_folder
+from homelib.data.layouts import find_cases
+from homelib.errors import UserError
+
+_spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
+corpus = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(corpus)
+
+
+def write(root: Path, names: dict[str, tuple[str, str]]) -> None:
+    """A case for each (image, label) pair of paths below `root`, each with values of its own; a path ending in / is a folder of masks."""
+    for seed, (image, label) in enumerate(names.values()):
+        writer = corpus.Writer(root, "x", seed)
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(writer.image, corpus.AFFINE), root / image)
+        if label.endswith("/"):
+            (root / label).mkdir(parents=True)
+            for value, name in {1: "liver", 2: "cyst", 5: "spleen"}.items():
+                nib.save(nib.Nifti1Image((writer.label == value).astype(np.uint8), corpus.AFFINE), root / label / f"{name}.nii.gz")
+        elif label:
+            (root / label).parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(writer.label, corpus.AFFINE), root / label)
+
+
+def pairs(image: str, label: str, ids: list[str]) -> dict[str, tuple[str, str]]:
+    return {case_id: (image.replace("{}", case_id), label.replace("{}", case_id)) for case_id in ids}
+
+
+LAYOUTS = {
+    "nnU-Net": pairs("imagesTr/{}_0000.nii.gz", "labelsTr/{}.nii.gz", ["liver_001", "liver_002", "liver_017"]),
+    "Decathlon": pairs("imagesTr/{}.nii.gz", "labelsTr/{}.nii.gz", ["pancreas_1", "pancreas_22", "pancreas_3"]),
+    "BIDS": {
+        "sub-01": ("sub-01/anat/sub-01_rec-mial_T2w.nii.gz", "sub-01/anat/sub-01_rec-mial_dseg.nii.gz"),
+        "sub-02": ("sub-02/anat/sub-02_rec-irtk_T2w.nii.gz", "sub-02/anat/sub-02_rec-irtk_dseg.nii.gz"),
+    },
+    "BIDS with sessions and derivatives": pairs(
+        "{}/ses-1/anat/{}_ses-1_T2w.nii.gz", "derivatives/hand/{}/ses-1/anat/{}_ses-1_dseg.nii.gz", ["sub-A1", "sub-B2"]
+    ),
+    "a folder a case": pairs("{}/ct.nii.gz", "{}/label.nii.gz", ["Anna", "Bert", "Carl"]),
+    "a folder a case, masks": pairs("{}/ct.nii.gz", "{}/segmentations/", ["s0001", "s0002"]),
+    "a folder a case, its name in the files": pairs("{}/{}_ct.nii.gz", "{}/{}_seg.nii.gz", ["p1", "p2"]),
+    "pairs in one folder": pairs("{}.nii.gz", "{}_seg.nii.gz", ["case1", "case2", "case10"]),
+    "pairs with words before and after": pairs("volume-{}.nii", "segmentation-{}.nii", ["0", "1", "12"]),
+    "pairs of names without a system": pairs(
+        "{}.nii.gz", "{}_mask.nii.gz", ["Anna-k", "Bert.x", "ÇaVa", "dd", "E2e2e2", "fffff", "gG_gG", "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh", "ii"]
+    ),
+    "two folders": pairs("images/{}.nii.gz", "masks/{}.nii.gz", ["a", "b", "c"]),
+    "split in folders": pairs("train/{}-US.nii", "train/{}-label.nii", ["train_001", "train_002"]) | pairs("val/{}-US.nii", "val/{}-label.nii", ["val_001"]),
+    "one folder deeper": pairs("Task07/imagesTr/{}.nii.gz", "Task07/labelsTr/{}.nii.gz", ["p1", "p2"]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_image_finds_its_label(name, tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS[name])
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    found = find_cases(manifest, root)
+    assert [f for f in found.findings if f.check != "name"] == []
+    wanted = sorted((str(root / image), str(root / label).rstrip("/")) for image, label in LAYOUTS[name].values())
+    assert sorted((str(case.image), str(case.label)) for case in found.cases) == wanted
+    assert len({case.id for case in found.cases}) == manifest.expected_cases == len(wanted)
+    checked = check(manifest, root, workers=1, kept=tmp_path / "kept")
+    assert [f for f in checked.findings if f.check != "name"] == []
+    assert manifest.spacing_mm == (2, 2, 2.5)
+    assert sorted(manifest.labels) == ([1, 2, 3] if LAYOUTS[name] == LAYOUTS["a folder a case, masks"] else [1, 2, 5])
+
+
+def test_dicom_folders_with_labels_beside(tmp_path):
+    for seed, case_id in enumerate(("p1", "p2")):
+        corpus.Writer(tmp_path / "data", case_id, seed).dicom()
+    manifest = import_folder(tmp_path / "data", tmp_path / "mine.yaml")
+    assert manifest.modality == "CT"  # DICOM says so
+    found = find_cases(manifest, tmp_path / "data")
+    assert [(case.image.name, case.label.name) for case in found.cases] == [("p1", "p1.nii.gz"), ("p2", "p2.nii.gz")]
+    assert check(manifest, tmp_path / "data", workers=1, kept=tmp_path / "kept").findings == ()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_dataset_json_names_classes_and_modality(tmp_path, version):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["nnU-Net"] | {"unlabelled": ("imagesTs/liver_100_0000.nii.gz", "")})
+    tree = {"name": "Livers", "licence": "CC0", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Liver", "2": "Liver cyst", "5": "Spleen"}}
+    if version == 2:
+        tree = {"channel_names": {"0": "T2w"}, "labels": {"background": 0, "Liver": [1, 2], "Liver cyst": 2, "Spleen": 5}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(tree))
+    manifest = import_folder(root, tmp_path / "mine.yaml")
+    assert manifest.modality == "MRI"
+    assert manifest.intensity_window == (0, 1000)
+    assert set(manifest.labels) == {1, 2, 5}
+    assert manifest.classes == ({"liver": (1,), "liver_cyst": (2,), "spleen": (5,)} if version == 1 else {"liver": (1, 2), "spleen": (5,)})
+    assert {case.id: (case.part, case.label is None) for case in find_cases(manifest, root).cases}["liver_100"] == ("test", True)
+
+
+def test_nothing_is_overwritten_and_what_cannot_be_told_is_one_line(tmp_path):
+    root, out = tmp_path / "data", tmp_path / "mine.yaml"
+    write(root, LAYOUTS["nnU-Net"])
+
+    def refusal(match, **changed):
+        with pytest.raises(UserError, match=match) as caught:
+            import_folder(**({"root": root, "out": out} | changed))
+        assert "\n" not in str(caught.value)
+        assert not out.exists() or out.read_text() == "mine"
+
+    refusal("Give --modality")
+    refusal("found 'XR'", modality="XR")
+    refusal("small letters", out=tmp_path / "My Data.yaml")
+    refusal("no such folder", root=tmp_path / "gone")
+    refusal("no images found", root=tmp_path / "kept", modality="CT") if (tmp_path / "kept").mkdir() is None else None
+    (root / "dataset.json").write_text("{")
+    refusal("dataset.json")
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {}}))
+    refusal("2 channels")
+    (root / "dataset.json").unlink()
+    shutil.copy(root / "imagesTr" / "liver_001_0000.nii.gz", root / "labelsTr" / "liver_001.nii.gz")
+    refusal("Is it a label", modality="CT")
+    out.write_text("mine")
+    refusal("exists already")

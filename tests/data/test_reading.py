@@ -1,0 +1,99 @@
+"""One volume in every format comes back with the same values at the same places."""
+
+import importlib.util
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from monai.transforms import LoadImage
+
+from homelib.data.fix import save
+from homelib.data.reading import ReadFault, Volume, read, read_label
+from homelib.errors import UserError
+
+_spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
+corpus = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(corpus)
+
+TURN = np.array([[0.0, -1.5, 0.1, 7], [2.0, 0.0, 0.0, -3], [0.0, 0.05, 3.0, 11], [0, 0, 0, 1]])
+LINEAR, _ = np.linalg.qr(TURN[:3, :3])
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3], OBLIQUE[:3, 3] = LINEAR * [2.0, 1.5, 3.0], [7, -3, 11]
+
+
+@pytest.fixture
+def volume():
+    return Volume(np.random.default_rng(0).integers(-1000, 1000, corpus.SHAPE).astype(np.int16), OBLIQUE)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_formats_agree_with_each_other(volume, tmp_path, suffix):
+    path = tmp_path / f"scan{suffix}"
+    save(volume, path)
+    back = read(path)
+    assert back.data.dtype == np.int16
+    assert back.remarks == ()
+    np.testing.assert_array_equal(back.data, volume.data)
+    np.testing.assert_allclose(back.affine, OBLIQUE, atol=1e-4)
+
+
+def test_monai_reads_the_same_from_nifti(volume, tmp_path):
+    save(volume, tmp_path / "scan.nii.gz")
+    by_monai = LoadImage(image_only=True)(tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(by_monai, volume.data)
+    np.testing.assert_allclose(by_monai.affine, read(tmp_path / "scan.nii.gz").affine, atol=1e-4)
+
+
+def test_detached_metaimage_and_nrrd(volume, tmp_path):
+    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T))
+    for name in ("scan.mhd", "scan.nhdr"):
+        sitk.WriteImage(image, str(tmp_path / name))
+        np.testing.assert_array_equal(read(tmp_path / name).data, volume.data)
+
+
+def test_a_dicom_series_agrees_with_the_nifti_of_the_same_scan(tmp_path):
+    writer = corpus.Writer(tmp_path, "x", 3)
+    folder = writer.dicom()
+    (folder / "LICENSE").write_text("not a slice")
+    scan, label = read(folder), read(tmp_path / "labels" / "x.nii.gz")
+    assert scan.modality == "CT"
+    np.testing.assert_array_equal(scan.data, writer.image)
+    np.testing.assert_allclose(scan.affine, label.affine, atol=1e-4)
+
+
+def test_a_dicom_series_with_names_out_of_order_and_a_rescale(tmp_path):
+    writer = corpus.Writer(tmp_path, "x", 3)
+    plain = read(writer.dicom()).data
+    other = corpus.Writer(tmp_path, "y", 3)
+    folder = other.dicom(RescaleSlope=2, RescaleIntercept=-1024)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(folder / f"{(number * 7) % 10}-{number}.ima")
+    np.testing.assert_array_equal(read(folder).data, plain * 2.0 - 1024)
+
+
+def test_scaled_nifti_comes_back_in_its_unit_and_in_single_precision(tmp_path):
+    image = nib.Nifti1Image(np.arange(120).reshape(4, 5, 6) * 0.5 - 10, np.eye(4))
+    image.set_data_dtype(np.int16)  # nibabel finds slope and intercept itself
+    nib.save(image, tmp_path / "scan.nii")
+    assert nib.load(tmp_path / "scan.nii").dataobj.slope != 1
+    back = read(tmp_path / "scan.nii").data
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back.ravel(), np.arange(120) * 0.5 - 10, atol=1e-3)
+
+
+def test_masks_become_one_label(tmp_path):
+    writer = corpus.Writer(tmp_path, "x", 0)
+    folder = writer.masks() / "segmentations"
+    label = read_label(folder, {1: "liver", 2: "cyst", 5: "spleen", 7: "absent"})
+    assert label.data.dtype == np.uint8
+    np.testing.assert_array_equal(label.data, writer.label)  # rib.nii.gz is no label
+    with pytest.raises(ReadFault, match=r"none named as a label.*masks such as heart\.nii\.gz"):
+        read_label(folder, {1: "heart"})
+
+
+def test_a_fault_is_a_user_error_in_one_line(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "gone.nii.gz")
+    assert str(caught.value) == f"{tmp_path / 'gone.nii.gz'}: found no such file, expected a file that can be read. Check the path, or fetch the data again."
