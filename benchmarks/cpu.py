@@ -130,7 +130,7 @@ def ratios(rows: list[dict], base: str, alike: tuple[str, ...]) -> None:
     for row in rows:
         of = next((r for r in rows if r["peer"] == base and all(r[k] == row[k] for k in alike) and "seconds" in r), None)
         if of is not None and "seconds" in row:
-            row["times slower"] = row["seconds"] / row["detail"].get("against_seconds", of["seconds"])
+            row["times slower"] = row["seconds"] / row.get("detail", {}).get("against_seconds", of["seconds"])
             row["times memory"] = row["peak_mib"] / max(of["peak_mib"], 0.1)
 
 

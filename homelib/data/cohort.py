@@ -6,6 +6,7 @@ bytes. A case that cannot be prepared is told and passed over.
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -74,7 +75,7 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
                 stamps.known |= read
                 bar.update()
                 if outcome.state == "failed" and progress:
-                    bar.write(f"{outcome.case}: {outcome.message}")
+                    bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
             bar.close()
             stamps.save(folder / _STAMPS)
             outcomes = [done[name] for name in ids]
