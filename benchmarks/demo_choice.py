@@ -2,9 +2,9 @@
 
 A fold keeps a part of the training patient from the training, and the trained network is scored there. Folds 0 and 1 hide slabs: their voxels carry
 no label (255). Folds "top" and "bottom" end the training scan early, as if the scanner had stopped there: what lies beyond is never seen, for
-another patient's scan goes on where the training patient's ends. Scored are altered copies of the scan (another contrast phase, size, tilt, noise and,
-for slabs, field of view, fixed by seed), for what is asked of the network is another patient in another phase, not the same scan again. Beside it
-stands the Dice of the part that it did see, in the scan as it is: what it has learnt.
+another patient's scan goes on where the training patient's ends; in "top-mirrored" the copies go on beyond the ends too. Scored are altered copies of
+the scan (another contrast phase, size, tilt, noise and, for slabs, field of view, fixed by seed), for what is asked of the network is another patient
+in another phase, not the same scan again. Beside it stands the Dice of the part that it did see, in the scan as it is: what it has learnt.
 
     python benchmarks/demo_choice.py --case ct-a --fold 0 --name plain training.augment.contrast_phase=0.0
 """
@@ -33,7 +33,8 @@ from homelib.run.predict import predict_probabilities
 from homelib.run.train import fit
 
 SLAB_MM = 40.0  # four or more slabs a fold, each thicker than an aorta
-ENDS = {"top": (0.0, 0.88), "bottom": (0.5, 1.0)}  # part of the body, from below, that the training scan of a fold shows
+ENDS = {"top": (0.0, 0.88), "bottom": (0.5, 1.0), "top-mirrored": (0.0, 0.88)}  # part of the body, from below, that the training scan of a fold shows
+MIRRORED_MM = 100.0  # that copies go on beyond both ends, mirrored, in the fold that says so: an organ is then seen anywhere in a window
 FIELDS = ((0.0, 1.0), (0.0, 0.7), (0.3, 1.0), (0.15, 0.85))  # that a copy shows: another scan ends elsewhere
 WHOLE = ((0.0, 1.0),) * len(FIELDS)
 ALTERED = AugmentConfig(contrast_phase=1.0, rotation_degrees=12, scaling=0.15, noise=0.04, intensity_shift=0.05)
@@ -52,8 +53,8 @@ def without(case: PreparedCase, fold: str) -> tuple[PreparedCase, np.ndarray]:
     return seen, np.broadcast_to(hidden, case.image.shape)
 
 
-def altered_copies(case: PreparedCase, hidden: np.ndarray, fields: Sequence[tuple[float, float]]) -> list[tuple[PreparedCase, np.ndarray]]:
-    """Copies of the case in other phases, sizes, tilts and fields of view, with their hidden voxels."""
+def altered_copies(case: PreparedCase, hidden: np.ndarray, fields: Sequence[tuple[float, float]], beyond: int = 0) -> list[tuple[PreparedCase, np.ndarray]]:
+    """Copies of the case in other phases, sizes, tilts and fields of view, mirrored `beyond` voxels past their ends, with their hidden voxels."""
     manifest = load_manifest(case.case.manifest)
     transform = augmentation(manifest, case.image.shape, ALTERED, manifest.contrast_of(case.case.id))
     (low, high), copies = manifest.intensity_window, []
@@ -68,6 +69,9 @@ def altered_copies(case: PreparedCase, hidden: np.ndarray, fields: Sequence[tupl
         image = done["image"][0].numpy() * (high - low) + low
         bottom, top = (round(part * image.shape[2]) for part in fields[seed])
         image, label, mask = (part[:, :, bottom:top] for part in (image, done["label"][0].numpy(), hidden_there[0]))
+        if beyond:
+            further = (0, 0), (0, 0), (beyond, beyond)
+            image, label, mask = np.pad(image, further, "reflect"), np.pad(label, further), np.pad(mask, further)
         copies.append((replace(case, image=image, label=label), mask))
     return copies
 
@@ -77,7 +81,8 @@ def score(settings: Settings, case: PreparedCase, fold: str, folder: Path) -> pd
     seen, hidden = without(case, fold)
     network = trained_network(fit(settings, [seen], folder, progress=False))
     rows, names = [], load_manifest(case.case.manifest).class_names
-    looks = [("seen", case, ~hidden)] + [("hidden", copy, mask) for copy, mask in altered_copies(case, hidden, WHOLE if fold in ENDS else FIELDS)]
+    beyond = round(MIRRORED_MM / case.spacing_mm[2]) if fold.endswith("mirrored") else 0
+    looks = [("seen", case, ~hidden)] + [("hidden", copy, mask) for copy, mask in altered_copies(case, hidden, WHOLE if fold in ENDS else FIELDS, beyond)]
     for number, (method, copy, mask) in enumerate(looks):
         predicted = predict_probabilities(network, copy, settings).argmax(0)
         rows.append(
