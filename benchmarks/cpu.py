@@ -1,4 +1,4 @@
-"""`make bench`: scan, HoME and the whole network on a CPU, beside their peers, in under ten minutes on two cores.
+"""`make bench`: scan, HoME and the whole network on a CPU, beside their peers, in about 13 minutes on two cores.
 
     python -m benchmarks.cpu [scan] [conv] [home] [network] [scaling]
 

@@ -26,8 +26,11 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Padded on the left alone: nothing is computed that is cut off afterwards."""
-    return F.silu(F.conv1d(F.pad(x, (weight.shape[-1] - 1, 0)), weight, bias, groups=weight.shape[0]))
+    """Padded on the left alone where a gradient is wanted: what is cut off is padded again in the backward pass. Else on both sides, which copies nothing."""
+    padding, groups = weight.shape[-1] - 1, weight.shape[0]
+    if torch.is_grad_enabled():
+        return F.silu(F.conv1d(F.pad(x, (padding, 0)), weight, bias, groups=groups))
+    return F.silu(F.conv1d(x, weight, bias, padding=padding, groups=groups)[..., : x.shape[-1]])
 
 
 def kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
