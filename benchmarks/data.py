@@ -70,7 +70,7 @@ def _times(shape) -> str:
 
 
 PARTS = {"prepare": prepare, "dataset": dataset, "patches": patches}
-SHAPES = {"prepare": (512, 512, 300), "dataset": (512, 512, 150), "patches": (512, 512, 600)}
+SHAPES = {"prepare": (512, 512, 300), "dataset": (512, 512, 300), "patches": (512, 512, 600)}
 
 
 def main() -> None:
