@@ -1,18 +1,16 @@
 """One function over many items, in processes: results as they come, and an item that kills its process takes no other with it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any
-
-_AHEAD = 2  # items a process that are handed out at a time: those, and no others, are under suspicion when one dies
 
 
 class Died(RuntimeError):
@@ -33,38 +31,74 @@ def over(function: Callable[[Any], Any], items: Sequence[Any], *, workers: int) 
         items: what to work on.
         workers: processes; 1 or fewer works in this one.
 
-    When a process dies, the few items that were handed out then are tried once more, each in a process of its own; the one with
-    which it dies again has the result `Died`.
+    Every process has one item at a time and a pipe of its own, so that one that dies is known with its item. Such an item is tried once
+    more when the others are done, alone, for memory that was short may suffice then; if its process dies again its result is `Died`.
     """
     if workers <= 1 or len(items) < 2:
         yield from ((index, _try(function, item)) for index, item in enumerate(items))
         return
-    left = deque(enumerate(items))
-    while left:
-        for index, item in (yield from _in_pool(function, left, min(workers, len(left)))):
-            alone = deque([(index, item)])
-            if (yield from _in_pool(function, alone, 1)) or alone:
-                yield index, Died("its process ended without an answer")
+    again = []
+    for index, result in _in_processes(function, list(enumerate(items)), workers):
+        if isinstance(result, Died):
+            again.append((index, items[index]))
+        else:
+            yield index, result
+    yield from _in_processes(function, again, 1)
 
 
-def _in_pool(function: Callable, left: deque, workers: int) -> Generator[tuple[int, Any], None, list[tuple[int, Any]]]:
-    """As `over`, taking items off `left`; ends early when a process dies, and returns the items that were handed out then."""
-    waiting: dict = {}
-    pool = ProcessPoolExecutor(workers, mp_context=new_processes(function.__module__), initializer=_start_worker)
+def _in_processes(function: Callable, items: Sequence[tuple[int, Any]], workers: int) -> Iterator[tuple[int, Any]]:
+    """As `over`, without a second try, for items that carry their index."""
+    context, left = new_processes(function.__module__), deque(items)
+    at_work: dict[Connection, tuple[multiprocessing.process.BaseProcess, int]] = {}
+
+    def start() -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker, args=(theirs, function), daemon=True)
+        process.start()
+        theirs.close()  # so that the pipe ends with the process
+        hand_out(ours, process)
+
+    def hand_out(pipe: Connection, process: multiprocessing.process.BaseProcess) -> None:
+        index, item = left.popleft()
+        at_work[pipe] = process, index
+        with contextlib.suppress(BrokenPipeError):  # it died before its item came: found below
+            pipe.send(item)
+
     try:
-        while left or waiting:
-            while left and len(waiting) < _AHEAD * workers:
-                waiting[pool.submit(_try, function, left[0][1])] = left[0]
-                left.popleft()
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                result = future.result()
-                index, _ = waiting.pop(future)
+        for _ in range(min(workers, len(left))):
+            start()
+        while at_work:
+            for pipe in wait(list(at_work)):
+                process, index = at_work[pipe]
+                try:
+                    result, alive = pipe.recv(), True
+                except (EOFError, ConnectionError):
+                    result, alive = Died("its process ended without an answer"), False
+                del at_work[pipe]
+                if left and alive:
+                    hand_out(pipe, process)
+                else:
+                    pipe.close()
+                    process.join()
+                    if left:
+                        start()
                 yield index, result
-    except BrokenProcessPool:
-        return list(waiting.values())
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return []
+        for pipe, (process, _) in at_work.items():
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _worker(pipe: Connection, function: Callable) -> None:
+    """Items in, results out, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started them answers it
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # the items are the parallel part
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(_try(function, pipe.recv()))
 
 
 def _try(function: Callable, item: Any) -> Any:
@@ -82,13 +116,6 @@ def new_processes(module: str) -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     return context
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started them answers it
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # the items are the parallel part
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
