@@ -117,8 +117,8 @@ def augmentation(
         cut, changes = recipes.recipe(augment.recipe, manifest.name, patch_voxels)
         steps = [RandPatchd(both, patch_voxels, beyond=low, classes=classes, **cut), ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True), *changes]
         return _finished(steps, manifest)
-    place = {"class_centred": augment.class_centred, "overhang": augment.overhang}
-    turn = {"rotation_degrees": augment.rotation_degrees, "scaling": augment.scaling}
+    place = {"class_centred": augment.class_centred, "overhang": augment.overhang, "mirrored": augment.mirrored}
+    turn = {"rotation_degrees": augment.rotation_degrees, "scaling": augment.scaling, "bending_voxels": augment.bending_voxels}
     steps: list = [RandPatchd(both, patch_voxels, beyond=low, classes=classes, **place, **turn)]
     if augment.contrast_phase:
         offsets = {manifest.class_names.index(name): span for name, span in contrast_ranges.items()}

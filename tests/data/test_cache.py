@@ -130,6 +130,7 @@ def test_places_come_back_from_the_file(kept, volumes):
 CHANGES = {
     "plain": AugmentConfig(),
     "turned": AugmentConfig(rotation_degrees=15, scaling=0.2, overhang=0.3, noise=0.02, gamma=0.2),
+    "bent": AugmentConfig(rotation_degrees=15, bending_voxels=2.0),
     "phase": AugmentConfig(contrast_phase=1.0),
     "paper": AugmentConfig(recipe="paper"),
     "released": AugmentConfig(recipe="released"),

@@ -212,6 +212,32 @@ def test_only_overhang_lets_a_patch_reach_beyond_the_scans_ends():
         assert all((mask.all((0, 1)) == mask.any((0, 1))).all() for mask in outside)  # whole layers
 
 
+def test_a_bent_patch_is_displaced_smoothly_and_by_as_much_as_it_is_told():
+    pairs = zip(patches_of_coordinates(200), patches_of_coordinates(200, bending_voxels=1.0), strict=True)
+    within = np.array([[5], [5], [5]]), np.array([[34], [24], [44]])
+    moved = [b - a for a, b in pairs if ((a.reshape(3, -1) >= within[0]) & (a.reshape(3, -1) <= within[1])).all()]
+    assert len(moved) > 20
+    assert 0.5 < np.std(moved) < 1.2
+    for axis in (2, 3, 4):  # from voxel to voxel by less than the voxel: nothing folds
+        assert np.abs(np.diff(moved, axis=axis)).max() < 1
+
+
+def test_beyond_the_end_the_scan_goes_on_mirrored_and_the_loss_looks_away():
+    place = {"overhang": 0.5, "mirrored": 1.0}
+    shape, cut = (12, 10, 30), RandPatchd(["image", "label"], (12, 10, 16), beyond=-1.0, classes=2, **place)
+    image = np.broadcast_to(np.arange(30, dtype=np.float32), shape)
+    ends = set()
+    for seed in range(60):
+        done = cut.set_random_state(seed)({"image": image[None], "label": np.ones((1, *shape), np.uint8)})
+        heights, inside = done["image"][0, 0, 0], done["label"][0, 0, 0] == 1
+        first = heights[inside].min()
+        expected = np.arange(16) + first - np.flatnonzero(inside)[0]
+        np.testing.assert_allclose(heights, np.where(expected > 29, 58 - expected, np.abs(expected)))
+        np.testing.assert_array_equal(done["label"][0, 0, 0], np.where((expected < 0) | (expected > 29), IGNORE, 1))
+        ends |= {expected[0], expected[-1]}
+    assert (min(ends), max(ends)) == (-8, 37)
+
+
 # ---------------------------------------------------------------- contrast phase
 
 
