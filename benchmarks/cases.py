@@ -1,4 +1,8 @@
-"""What is measured: one case a process (`python -m benchmarks.cases '{"kind": "scan", ...}'`), told on standard output as JSON."""
+"""What is measured: a case a process (`python -m benchmarks.cases '{"kind": "scan", ...}'`), told on standard output as JSON; or several in turn
+(`'{"kind": "home", ..., "in_turn": {"stacked": {"looped": false}, "loop": {"looped": true}}}'`): what is asked of all, and by name what differs.
+
+Each kind is a function that makes ready what it is told, and returns details and what to time.
+"""
 
 import json
 import sys
@@ -6,13 +10,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import asdict
 
 import torch
 from torch import nn
 
 from benchmarks import data_cases, peers
-from benchmarks.measure import measure, synchronize, told
+from benchmarks.measure import measure_in_turn, synchronize
 
 
 def scan_inputs(*, batch: int, channels: int, tokens: int, state: int, device: str, backward: bool, dtype: str = "float32") -> list[torch.Tensor]:
@@ -26,7 +30,10 @@ def scan_inputs(*, batch: int, channels: int, tokens: int, state: int, device: s
     return [t.requires_grad_(backward) for t in (u, delta, A, B, C, D, z, bias)]
 
 
-def scan(*, peer: str, backward: bool, device: str = "cpu", runs: int = 5, warm_up: int = 1, **sizes) -> dict:
+Ready = tuple[dict, Callable[[], dict | None]]
+
+
+def scan(*, peer: str, backward: bool, device: str = "cpu", **sizes) -> Ready:
     function = peers.SCANS[peer]()
     given = scan_inputs(device=device, backward=backward, **sizes)
     small = [t.detach()[..., :200].clone() if t.dim() == 3 else t.detach() for t in given]
@@ -41,13 +48,12 @@ def scan(*, peer: str, backward: bool, device: str = "cpu", runs: int = 5, warm_
         else:
             torch.autograd.grad(function(*given), given, direction)
 
-    return {"error": error}, measure(run, runs=runs, warm_up=warm_up, device=device)
+    return {"error": error}, run
 
 
-def home(*, stage: int, tokens: int, looped: bool, backward: bool, batch: int = 1, device: str = "cpu", runs: int = 5, dtype: str = "float32") -> dict:
+def home(*, stage: int, tokens: int, looped: bool, backward: bool, batch: int = 1, device: str = "cpu", dtype: str = "float32") -> Ready:
     """The HoME layer of a stage of the paper's network, with stacked experts or with a loop over them."""
     from homelib import HoME, ModelConfig
-    from homelib.network.home import Experts
 
     config, i = ModelConfig(), stage - 1
     torch.manual_seed(0)
@@ -60,23 +66,33 @@ def home(*, stage: int, tokens: int, looped: bool, backward: bool, batch: int = 
     ).to(device, getattr(torch, dtype))
     x = torch.randn(batch, tokens, config.channels[i], device=device, dtype=getattr(torch, dtype), requires_grad=backward)
     direction = torch.randn_like(x)
-    ways = {"stacked": Experts.forward, "loop": experts_in_a_loop}
 
-    def run(way: str):
-        Experts.forward = ways[way]
-        if backward:
-            torch.autograd.grad(layer(x), [x, *layer.parameters()], direction)
-        else:
-            with torch.no_grad():
-                layer(x)
+    def run():
+        with experts(looped):
+            if backward:
+                torch.autograd.grad(layer(x), [x, *layer.parameters()], direction)
+            else:
+                with torch.no_grad():
+                    layer(x)
 
     with torch.no_grad():
         stacked = layer(x)
-        Experts.forward = ways["loop"]
-        error = ((layer(x) - stacked).abs().max() / stacked.abs().max()).item()
-    if not looped:
-        return {"error": error}, measure(partial(run, "stacked"), runs=runs, device=device)
-    return {"error": error}, measure(partial(run, "loop"), against=partial(run, "stacked"), runs=runs, device=device)
+        with experts(looped):
+            error = ((layer(x) - stacked).abs().max() / stacked.abs().max()).item()
+    return {"error": error}, run
+
+
+@contextmanager
+def experts(looped: bool):
+    """HoME's experts in a loop, within."""
+    from homelib.network.home import Experts
+
+    stacked = Experts.forward
+    Experts.forward = experts_in_a_loop if looped else stacked
+    try:
+        yield
+    finally:
+        Experts.forward = stacked
 
 
 def experts_in_a_loop(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,7 +109,7 @@ def experts_in_a_loop(self, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(outputs)
 
 
-def conv(*, channels: int, tokens: int, naive: bool, backward: bool, batch: int = 1, device: str = "cpu", runs: int = 5) -> dict:
+def conv(*, channels: int, tokens: int, naive: bool, backward: bool, batch: int = 1, device: str = "cpu") -> Ready:
     """The convolution of a Mamba layer over half of its projection (B, L, 2 D), as the layer has it."""
     from homelib.network.causal_conv import causal_conv
 
@@ -107,21 +123,22 @@ def conv(*, channels: int, tokens: int, naive: bool, backward: bool, batch: int 
 
     direction = torch.randn(batch, channels, tokens, device=device)
 
-    def run(forward: Callable):
+    forward = plain if naive else causal_conv
+
+    def run():
         if backward:
             torch.autograd.grad(forward(*given), given, direction)
         else:
             with torch.no_grad():
                 forward(*given)
 
-    ours, theirs = partial(run, causal_conv), partial(run, plain)
-    return {}, measure(theirs, against=ours, runs=runs, device=device) if naive else measure(ours, runs=runs, device=device)
+    return {}, run
 
 
 def network(
     *, which: str, size: int, backend: str = "auto", scan_of: str | None = None, channels_last: bool = False, width: int = 48, classes: int = 3,
-    device: str = "cpu", runs: int = 5, warm_up: int = 1, parts: bool = False,
-) -> dict:  # fmt: skip
+    device: str = "cpu", parts: bool = False,
+) -> Ready:  # fmt: skip
     """A forward pass of a cube. `width`: channels of the first stage, 48 in the paper. `scan_of`: a peer whose scan takes the place of ours."""
     if scan_of:
         use_scan_of(scan_of)
@@ -136,7 +153,7 @@ def network(
             model(x)
         return dict(seconds)
 
-    return {"parameters": sum(p.numel() for p in model.parameters())}, measure(run, runs=runs, warm_up=warm_up, device=device)
+    return {"parameters": sum(p.numel() for p in model.parameters())}, run
 
 
 def use_scan_of(peer: str) -> None:
@@ -148,14 +165,11 @@ def use_scan_of(peer: str) -> None:
 
 def step(
     *, which: str, size: int, batch: int, dtype: str, looped: bool = False, backend: str = "auto", channels_last: bool = False,
-    checkpointing: bool = False, classes: int = 3, device: str = "cuda:0", runs: int = 5, warm_up: int = 3,
-) -> dict:  # fmt: skip
+    checkpointing: bool = False, classes: int = 3, device: str = "cuda:0",
+) -> Ready:  # fmt: skip
     """A training step: forward, Dice + cross-entropy, backward, AdamW."""
-    from homelib.network.home import Experts
     from homelib.run.loss import segmentation_loss
 
-    if looped:
-        Experts.forward = experts_in_a_loop
     model = build(which, backend=backend, classes=classes).to(device)
     if checkpointing:
         model.set_checkpointing(True)
@@ -166,7 +180,7 @@ def step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-5, fused=True)
 
     def run():
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with experts(looped), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
             logits = model(x)
         loss = segmentation_loss(logits, y)
         loss.backward()
@@ -174,7 +188,7 @@ def step(
         optimizer.zero_grad(set_to_none=True)
         return {"loss": loss.item()}
 
-    return {}, measure(run, runs=runs, warm_up=warm_up, device=device)
+    return {}, run
 
 
 def build(which: str, *, backend: str, width: int = 48, classes: int = 3) -> nn.Module:
@@ -233,23 +247,28 @@ def _nothing():
     yield
 
 
-KINDS = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
-KINDS |= {"prepare": data_cases.prepare, "data_set": data_cases.data_set, "patches": data_cases.patches}
+KINDS: dict[str, Callable[..., Ready]] = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
+DATA_KINDS = {"prepare": data_cases.prepare, "data_set": data_cases.data_set, "patches": data_cases.patches}  # these measure themselves
+
+
+def measured(case: dict) -> dict:
+    """What a process is told, as it tells it: time and memory of its case, or by name of its cases in turn."""
+    if case["kind"] in DATA_KINDS:
+        detail, found = DATA_KINDS[case.pop("kind")](**case)
+        return asdict(found) | {"detail": found.detail | detail}
+    in_turn, kind = case.pop("in_turn", {"": {}}), KINDS[case.pop("kind")]
+    how = {name: case.pop(name) for name in ("runs", "warm_up") if name in case} | {"device": case.get("device", "cpu")}
+    ready = {name: kind(**case | differs) for name, differs in in_turn.items()}
+    found = measure_in_turn({name: run for name, (_, run) in ready.items()}, **how)
+    results = {name: asdict(result) | {"detail": result.detail | ready[name][0]} for name, result in found.items()}
+    return results.get("", results)
 
 
 def main() -> None:
-    case = json.loads(sys.argv[1])
-    threads = case.pop("threads", None)
-    if threads:
-        torch.set_num_threads(threads)
-    kind = KINDS[case.pop("kind")]
     try:
-        more, measured = kind(**case)
+        print(json.dumps(measured(json.loads(sys.argv[1]))))
     except (ImportError, torch.cuda.OutOfMemoryError) as error:
         print(json.dumps({"skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"}))
-        return
-    measured.detail |= more
-    print(told(measured))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Prints tables and writes benchmarks/results/cpu.json (cpu-scan.json for that par
 """
 
 import argparse
+import time
 
 from benchmarks.measure import exponent, in_process, save, table
 
@@ -13,6 +14,8 @@ SCAN = {"batch": 1, "channels": 96, "state": 16}
 LENGTH, LONG, SHORT = 32_768, 262_144, 1_024
 STAGE_TOKENS = (110_592, 13_824, 1_728, 216)  # at 96^3
 SIDES = (32, 48, 64, 96, 128)
+HOME_WAYS = {"stacked": {"looped": False}, "loop": {"looped": True}}
+CONV_WAYS = {"homelib": {"naive": False}, "naive Conv1d": {"naive": True}}
 
 
 def scan(threads: int) -> dict:
@@ -49,10 +52,11 @@ def home(threads: int) -> dict:
     rows = []
     for stage, tokens in enumerate(STAGE_TOKENS, 1):
         for backward in (False, True):
-            for looped in (False, True):
-                done = in_process({"kind": "home", "stage": stage, "tokens": tokens, "looped": looped, "backward": backward, "runs": 9}, threads=threads)
-                what = f"stage {stage}, {'loop' if looped else 'stacked'}, forward{' and backward' if backward else ''}"
-                rows.append({"what": what, "peer": "loop" if looped else "stacked", "stage": stage, "backward": backward} | done)
+            case = {"kind": "home", "stage": stage, "tokens": tokens, "backward": backward, "runs": 9, "in_turn": HOME_WAYS}
+            done = in_process(case, threads=threads)
+            for way in HOME_WAYS:
+                what = f"stage {stage}, {way}, forward{' and backward' if backward else ''}"
+                rows.append({"what": what, "peer": way, "stage": stage, "backward": backward} | done.get(way, done))
     ratios(rows, "stacked", ("stage", "backward"))
     table("HoME layer, paper configuration, 96^3", rows, ["what", "seconds", "peak_mib", "times slower", "times memory"])
     return {"home": rows}
@@ -63,11 +67,11 @@ def conv(threads: int) -> dict:
     rows = []
     for channels, tokens in ((96, STAGE_TOKENS[0]), (768, STAGE_TOKENS[3])):
         for backward in (False, True):
-            for naive in (False, True):
-                done = in_process({"kind": "conv", "channels": channels, "tokens": tokens, "naive": naive, "backward": backward, "runs": 15}, threads=threads)
-                name = "naive Conv1d" if naive else "homelib"
-                what = f"{name}, D={channels}, {tokens:,} tokens, forward{' and backward' if backward else ''}"
-                rows.append({"what": what, "peer": name, "channels": channels, "backward": backward} | done)
+            case = {"kind": "conv", "channels": channels, "tokens": tokens, "backward": backward, "runs": 15, "in_turn": CONV_WAYS}
+            done = in_process(case, threads=threads)
+            for way in CONV_WAYS:
+                what = f"{way}, D={channels}, {tokens:,} tokens, forward{' and backward' if backward else ''}"
+                rows.append({"what": what, "peer": way, "channels": channels, "backward": backward} | done.get(way, done))
     ratios(rows, "homelib", ("channels", "backward"))
     table("Causal convolution and SiLU", rows, ["what", "seconds", "peak_mib", "times slower", "times memory"])
     return {"conv": rows}
@@ -110,27 +114,26 @@ def scaling(threads: int) -> dict:
         ("HoME of stage 1, forward", {"kind": "home", "stage": 1, "looped": False, "backward": False}),
         ("network, 12 to 96 channels, forward", {"kind": "network", "which": "MambaHoME", "width": 12, "channels_last": True}),
     ):
-        found = []
-        for side in SIDES:
-            size = {"size": side} if case["kind"] == "network" else {"tokens": side**3}
-            found.append(in_process(case | size | {"runs": 5 if side < 96 else 3}, threads=threads))
-        kept = [(side**3, done) for side, done in zip(SIDES, found, strict=True) if "seconds" in done]
-        sizes = [size for size, _ in kept]
-        row = {"what": what, "tokens": sizes, "seconds": [done["seconds"] for _, done in kept], "MiB": [done["peak_mib"] for _, done in kept]}
-        row |= {"time exponent": exponent(sizes, row["seconds"]), "memory exponent": exponent(sizes, [max(m, 0.1) for m in row["MiB"]])}
-        rows.append(row | {f"s at {side}^3": s for side, s in zip(SIDES, row["seconds"], strict=False)} | {f"MiB at {SIDES[-1]}^3": row["MiB"][-1]})
-        rows += [{"what": f"{what}, {side}^3", "skipped": done["skipped"]} for side, done in zip(SIDES, found, strict=True) if "skipped" in done]
+        sizes = {f"{side}^3": {"size": side} if case["kind"] == "network" else {"tokens": side**3} for side in SIDES}
+        done = in_process(case | {"in_turn": sizes}, threads=threads)
+        if "skipped" in done:
+            rows.append({"what": what} | done)
+            continue
+        voxels, seconds, memory = [side**3 for side in SIDES], [done[size]["seconds"] for size in sizes], [done[size]["peak_mib"] for size in sizes]
+        row = {"what": what, "tokens": voxels, "seconds": seconds, "MiB": memory}
+        row |= {"time exponent": exponent(voxels, seconds), "memory exponent": exponent(voxels, [max(m, 0.1) for m in memory])}
+        rows.append(row | {f"s at {size}": s for size, s in zip(sizes, seconds, strict=True)} | {f"MiB at {SIDES[-1]}^3": memory[-1]})
     columns = ["what", *(f"s at {side}^3" for side in SIDES), f"MiB at {SIDES[-1]}^3", "time exponent", "memory exponent"]
     table("Scaling from 32^3 to 128^3", rows, columns)
     return {"scaling": rows}
 
 
 def ratios(rows: list[dict], base: str, alike: tuple[str, ...]) -> None:
-    """Seconds and memory over those of `base`, within rows that are alike in some columns; seconds over those measured in turn, where they were."""
+    """Seconds and memory over those of `base`, within rows that are alike in some columns."""
     for row in rows:
         of = next((r for r in rows if r["peer"] == base and all(r[k] == row[k] for k in alike) and "seconds" in r), None)
         if of is not None and "seconds" in row:
-            row["times slower"] = row["seconds"] / row.get("detail", {}).get("against_seconds", of["seconds"])
+            row["times slower"] = row["seconds"] / of["seconds"]
             row["times memory"] = row["peak_mib"] / max(of["peak_mib"], 0.1)
 
 
@@ -142,9 +145,12 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all, if none is named")
     parser.add_argument("--threads", type=int, default=2)
     told = parser.parse_args()
-    results = {"threads": told.threads}
+    results = {"threads": told.threads, "part_seconds": {}}
     for name in told.parts or PARTS:
+        start = time.perf_counter()
         results |= PARTS[name](told.threads)
+        results["part_seconds"][name] = round(time.perf_counter() - start)
+        print(f"  {results['part_seconds'][name]} s")
     print(f"\n{save('-'.join(['cpu', *told.parts]), results)}")
 
 

@@ -10,7 +10,7 @@ import argparse
 
 import torch
 
-from benchmarks.cpu import STAGE_TOKENS, ratios
+from benchmarks.cpu import HOME_WAYS, STAGE_TOKENS, ratios
 from benchmarks.measure import exponent, in_process, save, table
 
 DEVICE = "cuda:0"
@@ -39,11 +39,10 @@ def home() -> dict:
     rows = []
     for stage, tokens in enumerate(STAGE_TOKENS, 1):
         for dtype in ("float32", "bfloat16"):
-            for looped in (False, True):
-                case = {"kind": "home", "stage": stage, "tokens": tokens, "looped": looped, "backward": True, "batch": 2, "dtype": dtype, "runs": 20}
-                what = f"stage {stage}, {dtype}, {'loop' if looped else 'stacked'}"
-                row = {"what": what, "peer": "loop" if looped else "stacked", "stage": stage, "dtype": dtype}
-                rows.append(row | in_process(case | {"device": DEVICE}, threads=8))
+            case = {"kind": "home", "stage": stage, "tokens": tokens, "backward": True, "batch": 2, "dtype": dtype, "runs": 20, "in_turn": HOME_WAYS}
+            done = in_process(case | {"device": DEVICE}, threads=8)
+            for way in HOME_WAYS:
+                rows.append({"what": f"stage {stage}, {dtype}, {way}", "peer": way, "stage": stage, "dtype": dtype} | done.get(way, done))
     ratios(rows, "stacked", ("stage", "dtype"))
     table("HoME layer, forward and backward, paper configuration, 96^3, batch 2", rows, ["what", "seconds", "peak_mib", "times slower", "times memory"])
     return {"home": rows}
@@ -64,7 +63,7 @@ def step() -> dict:
         "SegResNet (32), bfloat16": {"which": "SegResNet (32)", "dtype": "bfloat16"},
         "DynUNet (32), bfloat16": {"which": "DynUNet (32)", "dtype": "bfloat16"},
     }.items():
-        rows.append({"what": name, "peer": name} | in_process({"kind": "step", "size": 96, "batch": 2, "device": DEVICE, **case}, threads=8))
+        rows.append({"what": name, "peer": name} | in_process({"kind": "step", "size": 96, "batch": 2, "device": DEVICE, "warm_up": 3, **case}, threads=8))
     ratios(rows, "ours, bfloat16", ())
     table("Training step, 96^3, batch 2", rows, ["what", "seconds", "peak_mib", "times slower", "times memory"])
     return {"step": rows}

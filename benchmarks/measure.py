@@ -9,8 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,32 +37,32 @@ class Measured:
     detail: dict
 
 
-def measure(
-    run: Callable[[], dict | None], *, against: Callable[[], dict | None] | None = None, runs: int = 5, warm_up: int = 1, device: str = "cpu"
-) -> Measured:
-    """Time `run`, which may return details to keep (of its last call). `against` is timed in turn with it, so that the machine's moods are the
-    same for both; its median stands in the details as `against_seconds`."""
-    times, detail = {f: [] for f in (against, run) if f is not None}, {}
-    for f in times:
+def measure(run: Callable[[], dict | None], *, runs: int = 5, warm_up: int = 1, device: str = "cpu") -> Measured:
+    """Time `run`, which may return details to keep (of its last call)."""
+    return measure_in_turn({"": run}, runs=runs, warm_up=warm_up, device=device)[""]
+
+
+def measure_in_turn(ways: Mapping[str, Callable[[], dict | None]], *, runs: int = 5, warm_up: int = 1, device: str = "cpu") -> dict[str, Measured]:
+    """Time several things by name, one after the other and round again, so that the machine's moods are the same for all."""
+    times, detail, peak = {name: [] for name in ways}, {}, {}
+    for run in ways.values():
         for _ in range(warm_up):
-            f()
+            run()
     for _ in range(runs):
-        for f, its_times in times.items():
+        for name, run in ways.items():
             synchronize(device)
             start = time.perf_counter()
-            detail = f() or {}
+            detail[name] = run() or {}
             synchronize(device)
-            its_times.append(time.perf_counter() - start)
-    if against is not None:
-        detail |= {"against_seconds": statistics.median(times[against])}
-    times = times[run]
+            times[name].append(time.perf_counter() - start)
     if device == "cpu":
         hand_back_freed_memory()
-    reset_peak(device)
-    before = memory_now(device)
-    run()
-    peak = memory_peak(device) - before
-    return Measured(statistics.median(times), min(times), max(times), runs, max(0.0, peak / 2**20), detail)
+    for name, run in ways.items():
+        reset_peak(device)
+        before = memory_now(device)
+        run()
+        peak[name] = max(0.0, (memory_peak(device) - before) / 2**20)
+    return {name: Measured(statistics.median(t), min(t), max(t), runs, peak[name], detail[name]) for name, t in times.items()}
 
 
 def synchronize(device: str) -> None:
@@ -101,7 +101,7 @@ def _status(field: str) -> int:
 
 
 def in_process(case: dict, *, threads: int) -> dict:
-    """Run `benchmarks.cases` with one case in a new process: what it measured, or {"skipped": reason}."""
+    """Run `benchmarks.cases` with a case in a new process: what it measured, or {"skipped": reason}; the same by name for cases in turn."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads), "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "benchmarks.cases", json.dumps(case)]
     try:
@@ -112,10 +112,6 @@ def in_process(case: dict, *, threads: int) -> dict:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no word"]
         return {"skipped": f"exit status {done.returncode}: {last[0]}"}
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def told(measured: Measured) -> str:
-    return json.dumps(asdict(measured))
 
 
 def machine() -> dict:

@@ -38,14 +38,18 @@ def test_memory_is_the_most_that_was_there_at_a_time():
     assert 60 < measure.measure(run, runs=2).peak_mib < 90  # two of 32 MiB, whatever came after
 
 
-def test_two_things_are_timed_in_turn():
+def test_several_things_are_timed_in_turn_and_their_memory_is_their_own():
     order = []
-    told = measure.measure(lambda: order.append("a"), against=lambda: order.append("b") or time.sleep(0.02), runs=3)
-    assert order[:8] == ["b", "a"] * 4
-    assert told.seconds < 0.02 <= told.detail["against_seconds"]
-    rows = [{"peer": "a", "seconds": 9.0, "peak_mib": 1.0, "detail": {}}, {"peer": "b", "seconds": 6.0, "peak_mib": 1.0, "detail": {"against_seconds": 3.0}}]
-    cpu.ratios(rows, "a", ())
-    assert [row["times slower"] for row in rows] == [1.0, 2.0]
+
+    def large():
+        order.append("b")
+        time.sleep(0.02)
+        torch.ones(2**23)
+
+    told = measure.measure_in_turn({"a": lambda: order.append("a"), "b": large}, runs=3)
+    assert order == ["a", "b"] * 5
+    assert told["a"].seconds < 0.02 <= told["b"].seconds
+    assert told["a"].peak_mib < 16 < 28 < told["b"].peak_mib
 
 
 @pytest.mark.parametrize("peer", peers.SCANS)
@@ -65,9 +69,9 @@ def test_every_peer_that_is_there_computes_the_scan(peer):
 @pytest.mark.parametrize(
     "case",
     [
-        {"kind": "conv", "channels": 3, "tokens": 40, "naive": False, "backward": True},
-        {"kind": "conv", "channels": 3, "tokens": 40, "naive": True, "backward": False},
-        {"kind": "home", "stage": 4, "tokens": 300, "looped": True, "backward": True},
+        {"kind": "conv", "channels": 3, "tokens": 40, "backward": True, "in_turn": cpu.CONV_WAYS},
+        {"kind": "conv", "channels": 3, "tokens": 40, "backward": False, "in_turn": cpu.CONV_WAYS},
+        {"kind": "home", "stage": 4, "tokens": 300, "backward": True, "in_turn": cpu.HOME_WAYS},
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "channels_last": True, "parts": True},
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "scan_of": "homelib blocked"},
         {"kind": "network", "which": "SegResNet (32)", "size": 32},
@@ -77,8 +81,10 @@ def test_every_peer_that_is_there_computes_the_scan(peer):
 )
 def test_every_kind_of_case_runs(case):
     told = measure.in_process(case | {"runs": 1}, threads=1)
-    assert told["seconds"] > 0, told
-    assert told["detail"].get("error", 0) < 1e-5
+    for name in case.get("in_turn", [None]):
+        found = told[name] if name else told
+        assert found["seconds"] > 0, told
+        assert found["detail"].get("error", 0) < 1e-5
 
 
 def test_patches_are_measured_beside_a_script_that_does_the_same(tmp_path, monkeypatch, capsys):
