@@ -257,7 +257,7 @@ def data_prepare(
     root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
     out: Annotated[Path | None, typer.Option(help="folder for the prepared cases; default <cache>/prepared/NAME")] = None,
     spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm, right-left, front-back, up; default the manifest's")] = None,
-    labels: Annotated[str, typer.Option(help="nearest, or linear (each class as a mask of its own)")] = "nearest",
+    labels: Annotated[str, typer.Option(help="nearest; linear: each class as a mask; shares: how much of each class is in a voxel, too")] = "nearest",
     intensity: Annotated[str, typer.Option(help="kept, or scaled (clipped to the window, half the space)")] = "kept",
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
 ) -> None:

@@ -13,13 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import UserError
 from ..paths import written_whole
 from .cache import DAMAGED, CaseFile
+from .findings import write_rows
 from .manifest import Case
 from .parallel import Died, over
 from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha256_of
@@ -79,8 +79,7 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
             bar.close()
             stamps.save(folder / _STAMPS)
             outcomes = [done[name] for name in ids]
-            with written_whole(folder / TOLD) as part:
-                pd.DataFrame([asdict(outcome) for outcome in outcomes], columns=["case", "state", "message"]).to_csv(part, index=False)
+            write_rows(map(asdict, outcomes), ["case", "state", "message"], folder / TOLD)
     except Timeout:
         raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.") from None
     return outcomes

@@ -71,6 +71,21 @@ def test_the_same_inputs_give_the_same_bytes_in_one_process_and_in_several(cases
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_a_process_that_prepares_waits_for_neither_pytorch_nor_monai(cases, tmp_path):
+    (tmp_path / "job.py").write_text(ALONE)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((cases[:1], tmp_path / "out", SETTINGS)))
+    done = subprocess.run([sys.executable, tmp_path / "job.py", tmp_path / "job.pickle"], capture_output=True, text=True)
+    assert done.stdout.strip() == "['prepared'] []", done.stderr
+
+
+ALONE = """
+import pickle, sys
+from homelib.data.cohort import prepare_all
+cases, folder, settings = pickle.load(open(sys.argv[1], "rb"))
+print([outcome.state for outcome in prepare_all(cases, folder, settings, progress=False)], sorted({"torch", "monai", "pandas"} & set(sys.modules)))
+"""
+
+
 def test_a_second_run_does_nothing(cases, tmp_path, monkeypatch):
     run(cases, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.zip")}
