@@ -97,11 +97,11 @@ def write_case(
         facts: what JSON holds; kept in `case.json`.
         window: (low, high) to clip intensities to and scale them from, to [0, 1] in half precision, which halves the file. A window 425 HU
             wide keeps steps of 0.2 HU or less. None keeps intensities as they are.
-        shares: (D, H, W) float32 of each class, background first; taken one after the other.
+        shares: (D, H, W) uint8 of each class, as `in_bytes` makes them, background first; taken one after the other.
     """
     stored = image if window is None else _scaled(image, window)
     places = Places.of(label) if label is not None else None
-    members = {"image.b2nd": _frame(stored)} | {f"shares/{index}.b2nd": _frame(_bytes(share)) for index, share in enumerate(shares)}
+    members = {"image.b2nd": _frame(stored)} | {f"shares/{index}.b2nd": _frame(share) for index, share in enumerate(shares)}
     facts = facts | {"window": window, "counts": places and places.counts, "shares": sum(name.startswith("shares/") for name in members)}
     members |= {"case.json": json.dumps(facts, indent=1).encode()}
     if places is not None:
@@ -197,7 +197,8 @@ def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return ((image.clip(low, high) - low) / (high - low)).astype(np.float16)
 
 
-def _bytes(share: np.ndarray) -> np.ndarray:
+def in_bytes(share: np.ndarray) -> np.ndarray:
+    """A class's share as a case's file keeps it, uint8."""
     low, high = SHARES
     return np.rint((share.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 

@@ -20,7 +20,7 @@ from ..config import describe
 from ..errors import UserError
 from ..paths import cache_dir
 from . import reading
-from .cache import DAMAGED, CaseFile, Chunked, Places, write_case
+from .cache import DAMAGED, CaseFile, Chunked, Places, in_bytes, write_case
 from .examine import APART_MM, apart_mm
 from .grid import Box, Resampling, to_ras
 from .manifest import Case, Manifest, load_manifest
@@ -225,9 +225,9 @@ def _largest(step: Resampling, label: np.ndarray, box: Box, classes: int, *, fit
 
 
 def _shares(step: Resampling, label: np.ndarray, box: Box, classes: int) -> Iterator[np.ndarray]:
-    """Each class's share in each voxel of a box, background first."""
+    """Each class's share in each voxel of a box, background first, uint8."""
     for index in range(classes):
-        yield np.concatenate([step.share(label, index, slab, fitted=True) for slab in _slabs(box)])
+        yield np.concatenate([in_bytes(step.share(label, index, slab, fitted=True)) for slab in _slabs(box)])
 
 
 def _slabs(box: Box) -> Iterator[Box]:
