@@ -22,6 +22,7 @@ from homelib.data.manifest import Case
 from homelib.data.prepare import Preparation
 
 SETTINGS = Preparation(spacing_mm=(12.0, 12.0, 12.0))
+KILLS = int(os.environ.get("HOMELIB_TEST_KILLS", "3"))  # of all processes of a preparation; HOMELIB_TEST_KILLS=10 for more
 
 
 @pytest.fixture
@@ -194,23 +195,24 @@ def test_workers_end_with_the_process_that_started_them(stuck):
 
 def reading(ancestor: int) -> list[int]:
     """Processes below another one that wait for a named pipe to be opened (Linux)."""
-    parents, waiting = {}, set()
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdigit():
-                parents[int(entry)] = int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1])
-                if open(f"/proc/{entry}/wchan").read() in ("wait_for_partner", "fifo_open"):
-                    waiting.add(int(entry))
-        except OSError:
-            continue
-    found = []
-    for process in waiting:
-        above = process
-        while above in parents and above != ancestor:
-            above = parents[above]
-        if above == ancestor:
-            found.append(process)
+    return [process for process in below(ancestor) if told(process, "wchan") in ("wait_for_partner", "fifo_open")]
+
+
+def below(ancestor: int) -> list[int]:
+    """Processes that another one has started, and those that these have (Linux)."""
+    parents = {int(entry): int(stat.rsplit(")", 1)[1].split()[1]) for entry in os.listdir("/proc") if entry.isdigit() and (stat := told(entry, "stat"))}
+    found, left = [], [ancestor]
+    while left:
+        children = [child for child, parent in parents.items() if parent == left[0]]
+        found, left = found + children, left[1:] + children
     return found
+
+
+def told(process: int | str, what: str) -> str:
+    try:
+        return open(f"/proc/{process}/{what}").read()
+    except OSError:  # it has ended
+        return ""
 
 
 # ---------------------------------------------------------------- killed
@@ -261,6 +263,37 @@ for _ in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the workers")
+def test_killed_with_all_its_workers_nothing_finished_is_lost_and_the_end_is_the_same(cases, tmp_path):
+    """Each time at a random moment after the work has begun; sometimes a worker alone, which the others make up for."""
+    many = [replace(case, id=f"{case.id}-{copy}") for copy in range(6 * KILLS) for case in cases]
+    out, rng = tmp_path / "out", random.Random(KILLS)
+    run(many, tmp_path / "undisturbed", workers=2)
+    (tmp_path / "job.py").write_text(WORKERS)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((many, out, SETTINGS)))
+    finished: dict[str, bytes] = {}
+    cut_short = 0
+    for number in range(KILLS):
+        process = subprocess.Popen([sys.executable, tmp_path / "job.py", tmp_path / "job.pickle"], stdout=subprocess.DEVNULL)
+        wait_for(lambda process=process, before=finished: len(contents(out)) > len(before) or process.poll() is not None)
+        time.sleep(rng.uniform(0.0, 0.2))
+        if number % 2 and (workers := below(process.pid)):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            time.sleep(rng.uniform(0.0, 0.2))
+        workers = below(process.pid)
+        process.kill()
+        process.wait()
+        wait_for(lambda workers=workers: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
+        now = contents(out)
+        assert finished.items() <= now.items()  # what was finished is there, as it was
+        finished = now
+        cut_short += len(now) < len(many)
+    assert cut_short >= KILLS - 1
+    run(many, out, workers=2)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert not [path.name for path in out.iterdir() if cohort._PART.fullmatch(path.name)]
 
 
 # ---------------------------------------------------------------- names, and who is at work
