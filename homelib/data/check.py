@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..paths import cache_dir, written_whole
+from ..paths import cache_dir, mark_of, written_whole
 from .checks import FILES
 from .examine import SPACING_MM, VERSION, Report, Rules, examine
 from .findings import Finding, finding, in_order, write_findings, write_rows
@@ -94,8 +94,7 @@ def check_cases(
 
 def kept_folder(manifest: Manifest, root: str | Path) -> Path:
     """Where the results of one manifest and one folder are kept."""
-    place = hashlib.sha256(str(Path(root).expanduser().resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return cache_dir() / "checks" / f"{manifest.name}-{place}"
+    return cache_dir() / "checks" / f"{manifest.name}-{mark_of(root)}"
 
 
 def kept_reports(manifest: Manifest, root: str | Path, cases: Iterable[Case], *, kept: Path | None = None) -> dict[str, Report]:

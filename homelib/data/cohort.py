@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..paths import written_whole
+from ..paths import cache_dir, mark_of, written_whole
 from .cache import DAMAGED, CaseFile
 from .findings import write_rows
-from .manifest import Case
+from .manifest import Case, Manifest
 from .parallel import Died, over
 from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha256_of
 
@@ -83,6 +83,11 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
     except Timeout:
         raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.") from None
     return outcomes
+
+
+def default_folder(manifest: Manifest, root: str | Path) -> Path:
+    """Where the prepared cases of one data set's folder are kept, unless a user says otherwise; no other folder's, whatever its manifest's name."""
+    return cache_dir() / "prepared" / f"{manifest.name}-{mark_of(root)}"
 
 
 def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
