@@ -266,9 +266,10 @@ def data_prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
 ) -> None:
     """Orient, resample and crop every case into files that patches are read from. Called again, it does only what is missing or has changed."""
-    from .data.cohort import TOLD, default_folder, prepare_all
+    from .data.cohort import TOLD, default_folder, open_all, prepare_all
     from .data.layouts import find_cases
     from .data.manifest import load_manifest
+    from .data.memory import residence
     from .data.parallel import default_workers
     from .data.prepare import preparation
 
@@ -279,6 +280,9 @@ def data_prepare(
     outcomes = prepare_all(found.cases, folder, settings, workers=workers or default_workers())
     count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("prepared", "unchanged", "failed")}
     console.print(f"{folder}: {', '.join(f'{n} {state}' for state, n in count.items())} ({TOLD}).", highlight=False, markup=False)
+    there = [case for case, outcome in zip(found.cases, outcomes, strict=True) if outcome.state != "failed"]
+    if there:
+        console.print(f"For training here: {residence(open_all(there, folder))}", highlight=False, markup=False)
     if errors := sum(finding.severity == "error" for finding in found.findings):
         console.print(f"{root}: {errors} faults of names and pairs; home data check {name} {root} tells them.", highlight=False, markup=False)
     if count["failed"] or not outcomes:
