@@ -210,8 +210,8 @@ def data_import(
     manifest = import_folder(root, out, modality=modality)
     for line in manifest.unverified:
         console.print(f"look at: {line}", highlight=False, markup=False)
-    cases = f"{manifest.expected_cases} cases, {manifest.modality}, {len(manifest.classes)} classes, {len(manifest.layouts)} layouts"
-    console.print(f"{out}: {cases}. Next: home data check {out} {root}", highlight=False, markup=False)
+    told = f"{manifest.expected_cases} cases, {manifest.modality}; classes {', '.join(manifest.classes)}; images {', '.join(x.image for x in manifest.layouts)}"
+    console.print(f"{out}: {told}. Next: home data check {out} {root}", highlight=False, markup=False)
 
 
 @data_app.command("show")
@@ -309,7 +309,8 @@ def data_plan(
     for fault in faults:
         console.print(f"left out: {fault}", highlight=False, markup=False)
     done = plan(manifest, grids, memory_gib=memory or device_memory_gib(), cases=len(cases), spacing_mm=spacing)
-    table = Table("", "planned", "paper", "reason", title=f"{manifest.name}: a plan for the paper's network")
+    beside = "paper" if manifest.reference == manifest.name else "manifest"
+    table = Table("", "planned", beside, "reason", title=f"{manifest.name}: a plan for the paper's network")
     for row in done.rows:
         table.add_row(row.what, row.value, row.paper or "-", row.reason)
     console.print(table, markup=False)

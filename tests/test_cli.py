@@ -359,7 +359,7 @@ def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_pa
     status, out, _ = home("data", "import", root, "-o", manifest, "--modality", "CT")
     assert status == 0, out
     assert "look at: Source, licence" in out
-    assert "2 cases, CT, 2 classes, 1 layouts" in out
+    assert "2 cases, CT; classes " in out
     assert "exists already" in mistake("data", "import", root, "-o", manifest, "--modality", "CT")
 
     status, out, _ = home("data", "check", manifest, root, "--workers", 1, "--csv", tmp_path / "found.csv", "--fix", tmp_path / "fixed")
