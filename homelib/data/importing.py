@@ -183,10 +183,8 @@ def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
         opened += 1
         values |= {int(value) for value in found if value}
     if not values:
-        raise UserError(
-            strange
-            or f"found no label that holds anything in {len(cases)} cases looked at, expected labels beside the images. Name them, or write the layouts by hand."
-        )
+        nothing = f"found no label that holds anything in {len(cases)} cases looked at, expected labels beside the images"
+        raise UserError(strange or f"{nothing}. Name them, or write the layouts by hand.")
     if strange:
         unverified.append(f"Left out: {strange}")
     unverified.append(f"Labels are the values found in {opened} cases: name them, and add what others hold.")
