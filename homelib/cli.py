@@ -266,6 +266,7 @@ def data_prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
 ) -> None:
     """Orient, resample and crop every case into files that patches are read from. Called again, it does only what is missing or has changed."""
+    from .data.check import unsound
     from .data.cohort import TOLD, default_folder, open_all, prepare_all
     from .data.layouts import find_cases
     from .data.manifest import load_manifest
@@ -281,6 +282,8 @@ def data_prepare(
     count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("prepared", "unchanged", "failed")}
     console.print(f"{folder}: {', '.join(f'{n} {state}' for state, n in count.items())} ({TOLD}).", highlight=False, markup=False)
     there = [case for case, outcome in zip(found.cases, outcomes, strict=True) if outcome.state != "failed"]
+    if told := unsound(manifest, root, found.cases):
+        console.print(f"{root}: {told}", highlight=False, markup=False)
     if there:
         console.print(f"For training here: {residence(open_all(there, folder))}", highlight=False, markup=False)
     if errors := sum(finding.severity == "error" for finding in found.findings):

@@ -103,6 +103,17 @@ def kept_reports(manifest: Manifest, root: str | Path, cases: Iterable[Case], *,
     return _read_kept(kept or kept_folder(manifest, root), {case.id: state(case, rules) for case in cases})
 
 
+def unsound(manifest: Manifest, root: str | Path, cases: Sequence[Case]) -> str:
+    """What the last check says against training on these cases, in one line; empty where it says nothing. No file is opened."""
+    reports = kept_reports(manifest, root, cases)
+    known = [case for case in cases if case.id in reports]
+    found = [*compare(known, reports, manifest), *(finding for report in reports.values() for finding in report.findings)]
+    wrong = sorted({finding.case for finding in found if finding.severity == "error" and finding.case})
+    told = [f"{len(wrong)} with errors ({', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''})"] if wrong else []
+    told += [f"{len(cases) - len(known)} not checked as they are now"] if len(known) < len(cases) else []
+    return f"{' and '.join(told)}: look at them before training, home data check {manifest.reference} {root}." if told else ""
+
+
 def state(case: Case, rules: Rules) -> str:
     """Of all that the result depends on: this code's version, the rules, and the case's files by name, size and time."""
     told = f"{VERSION}{rules.told}{case.modality}{[_stamp(path) for path in (case.image, case.label) if path]}"

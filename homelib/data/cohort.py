@@ -98,7 +98,9 @@ def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
 def case_path(folder: str | Path, case_id: str) -> Path:
     """A case's file. An id that is no plain file name is told by as much of it as is plain, and a hash."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", case_id).lstrip(".")[:80]
-    return Path(folder) / (f"{plain}.zip" if plain == case_id != "" else f"{plain}-{sha256(case_id.encode()).hexdigest()[:12]}.zip")
+    if plain == case_id != "":
+        return Path(folder) / f"{plain}.zip"
+    return Path(folder) / f"{plain}-{sha256(case_id.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.zip"  # any bytes may be in a file's name
 
 
 def _claim(folder: Path) -> None:

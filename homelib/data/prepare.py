@@ -80,11 +80,14 @@ class PreparedCase:
 
     @classmethod
     def open(cls, case: Case, path: str | Path) -> "PreparedCase":
-        """A case in its file (`prepare_all` writes them), whose volumes are read by slices. Raises UserError: no whole file of a prepared case."""
+        """A case in its file (`prepare_all` writes them), whose volumes are read by slices. Raises UserError: no whole file of a prepared case, or
+        one of another (where small and capital letters are one, two cases may have one file)."""
         try:
             kept = CaseFile.open(path)
         except DAMAGED as error:
             raise UserError(f"{path}: no prepared case ({type(error).__name__}). Prepare the data again.") from None
+        if kept.facts["id"] != case.id:
+            raise UserError(f"{path}: holds the case {kept.facts['id']}, expected {case.id}. Rename one of them, and prepare the data again.")
         return cls(case, kept.image, kept.label, *_grid(kept.facts), places=kept.places, shares=kept.shares)
 
 
@@ -192,8 +195,11 @@ def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.
         whole = step.image(volume, near)
         body = _box_above(whole, low, margin=MARGIN_VOXELS)
     del volume
-    if near is None or body is None:
+    if near is None:
         raise UserError(f"{case.image}: no voxel above {low:g}, the low end of {manifest.name}'s intensity window. Is it in the manifest's unit?")
+    if body is None:
+        told = f"{_times(step.new_shape)} voxels at the prepared spacing, none of them above {low:g}, the low end of the intensity window"
+        raise UserError(f"{case.image}: found {told}; expected a body in them. Is its spacing in mm?")
     image = np.ascontiguousarray(whole[body])
     del whole
     box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(near, body, strict=True))

@@ -305,7 +305,7 @@ def test_two_cases_of_one_name_are_refused_before_anything_is_done(cases, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b", "Fall Äpfel", "x" * 400, ".hidden", ""])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "Fall Äpfel", "x" * 400, ".hidden", "latin-\udcfc", ""])
 def test_a_case_of_any_name_has_a_plain_file_in_the_folder(name, tmp_path):
     path = case_path(tmp_path, name)
     assert path.parent == tmp_path
@@ -327,6 +327,14 @@ def test_a_folder_with_other_files_is_left_as_it_is(cases, tmp_path):
     with pytest.raises(UserError, match=r"out: holds case-0\.zip, expected an empty folder or one of prepared cases"):
         run(cases, tmp_path / "out")
     assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"mine"]
+
+
+def test_a_file_of_another_case_is_refused(cases, tmp_path):
+    """Where small and capital letters are one to the disk, `Case-0` and `case-0` have one file."""
+    run(cases[:1], tmp_path / "out")
+    (tmp_path / "out" / "case-0.zip").rename(tmp_path / "out" / "Case-0.zip")
+    with pytest.raises(UserError, match=r"Case-0\.zip: holds the case case-0, expected Case-0"):
+        open_all([replace(cases[0], id="Case-0")], tmp_path / "out")
 
 
 def test_a_case_that_was_never_prepared_is_one_line(tmp_path):
