@@ -32,7 +32,12 @@ def catalogue(number: int) -> dict:
                 os.close(os.open(root / f"BDMAP_{case:08}" / f"{name}.nii.gz", os.O_CREAT))
         manifest = load_manifest("abdomenatlas_1_1")
         rules = Rules.of(manifest)
-        statistics = {"spacing_mm": [0.8, 0.8, 3.0], "voxels": dict.fromkeys(manifest.classes, 1), "ml": dict.fromkeys(manifest.classes, 0.1)}
+        statistics = {
+            "spacing_mm": [0.8, 0.8, 3.0],
+            "orientation": "LPS",
+            "voxels": dict.fromkeys(manifest.classes, 1),
+            "ml": dict.fromkeys(manifest.classes, 0.1),
+        }
         lines = [kept_line(state(case, rules), Report(case.id, [], statistics)) for case in find_cases(manifest, root).cases]
         (kept / "results.jsonl").write_text("".join(lines))
 

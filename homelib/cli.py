@@ -210,8 +210,8 @@ def data_import(
     manifest = import_folder(root, out, modality=modality)
     for line in manifest.unverified:
         console.print(f"look at: {line}", highlight=False, markup=False)
-    cases = f"{manifest.expected_cases} cases, {manifest.modality}, {len(manifest.classes)} classes, {len(manifest.layouts)} layouts"
-    console.print(f"{out}: {cases}. Next: home data check {out} {root}", highlight=False, markup=False)
+    told = f"{manifest.expected_cases} cases, {manifest.modality}; classes {', '.join(manifest.classes)}; images {', '.join(x.image for x in manifest.layouts)}"
+    console.print(f"{out}: {told}. Next: home data check {out} {root}", highlight=False, markup=False)
 
 
 @data_app.command("show")
@@ -227,55 +227,65 @@ def data_fetch(
     name: Annotated[str, typer.Argument(help="demo, or a data set by name")],
     url: Annotated[str | None, typer.Option(help="of an archive of the data set, as its page gives it")] = None,
     sha256: Annotated[str | None, typer.Option(help="of that archive")] = None,
+    md5: Annotated[str | None, typer.Option(help="of that archive, where the page gives no sha256")] = None,
     out: Annotated[Path | None, typer.Option(help="folder; default <cache>/sets/NAME")] = None,
 ) -> None:
-    """Fetch data: `demo` is the real scans of the demo (82 MB, once). Of another data set, the steps to get it, or one of its archives by its address."""
+    """Fetch data: `demo` is the real scans of the demo (82 MB, once). Of another data set its archives, or, where they are not known, the steps."""
+    from .data.demo import DEMO_MANIFESTS, fetch_demo
+    from .data.fetch import archive_of, fetch_archives, root_of, steps
+    from .data.manifest import load_manifest
     from .paths import cache_dir
 
-    if name != "demo":
-        from .data.fetch import Archive, fetch_archives, steps
-
-        told = steps(name)
-        if url is None:
-            console.print(told, highlight=False, markup=False)
+    if name == "demo" or name in DEMO_MANIFESTS:
+        demo = fetch_demo()
+        console.print(demo.message, highlight=False, markup=False)
+        console.print(f"cache: {cache_dir()}", highlight=False)
+        if not demo.real:
             raise typer.Exit(1)
-        files = fetch_archives([Archive(url, sha256 or "")], out or cache_dir() / "sets" / name)
-        console.print(f"{files}: unpacked. Next: home data check {name} {files}", highlight=False, markup=False)
         return
-    from .data.demo import fetch_demo
-
-    demo = fetch_demo()
-    console.print(demo.message, highlight=False, markup=False)
-    console.print(f"cache: {cache_dir()}", highlight=False)
-    if not demo.real:
+    manifest = load_manifest(name)
+    archives = [archive_of(url, sha256=sha256, md5=md5)] if url else manifest.archives
+    if manifest.cases:
+        console.print(f"{manifest.title}: its cases are generated when they are asked for; there is nothing to fetch.", highlight=False, markup=False)
+        return
+    if not archives:
+        console.print(steps(manifest), highlight=False, markup=False)
         raise typer.Exit(1)
+    root = root_of(fetch_archives(archives, out or cache_dir() / "sets" / manifest.name))
+    console.print(f"{root}: unpacked ({manifest.licence}). Next: home data check {name} {root}", highlight=False, markup=False)
 
 
 @data_app.command("prepare")
 def data_prepare(
     name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
     root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
-    out: Annotated[Path | None, typer.Option(help="folder for the prepared cases; default <cache>/prepared/NAME")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the prepared cases; default <cache>/prepared/NAME and a mark of ROOT")] = None,
     spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm, right-left, front-back, up; default the manifest's")] = None,
-    labels: Annotated[str, typer.Option(help="nearest, or linear (each class as a mask of its own)")] = "nearest",
+    labels: Annotated[str, typer.Option(help="nearest; linear: each class as a mask; shares: how much of each class is in a voxel, too")] = "nearest",
     intensity: Annotated[str, typer.Option(help="kept, or scaled (clipped to the window, half the space)")] = "kept",
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
 ) -> None:
     """Orient, resample and crop every case into files that patches are read from. Called again, it does only what is missing or has changed."""
-    from .data.cohort import TOLD, prepare_all
+    from .data.check import unsound
+    from .data.cohort import TOLD, default_folder, open_all, prepare_all
     from .data.layouts import find_cases
     from .data.manifest import load_manifest
+    from .data.memory import residence
     from .data.parallel import default_workers
     from .data.prepare import preparation
-    from .paths import cache_dir
 
     manifest = load_manifest(name)
     settings = preparation(spacing_mm=spacing, labels=labels, intensity=intensity)
     found = find_cases(manifest, root)
-    folder = out or cache_dir() / "prepared" / manifest.name
+    folder = out or default_folder(manifest, root)
     outcomes = prepare_all(found.cases, folder, settings, workers=workers or default_workers())
     count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("prepared", "unchanged", "failed")}
     console.print(f"{folder}: {', '.join(f'{n} {state}' for state, n in count.items())} ({TOLD}).", highlight=False, markup=False)
+    there = [case for case, outcome in zip(found.cases, outcomes, strict=True) if outcome.state != "failed"]
+    if told := unsound(manifest, root, found.cases):
+        console.print(f"{root}: {told}", highlight=False, markup=False)
+    if there:
+        console.print(f"For training here: {residence(open_all(there, folder))}", highlight=False, markup=False)
     if errors := sum(finding.severity == "error" for finding in found.findings):
         console.print(f"{root}: {errors} faults of names and pairs; home data check {name} {root} tells them.", highlight=False, markup=False)
     if count["failed"] or not outcomes:
@@ -302,7 +312,8 @@ def data_plan(
     for fault in faults:
         console.print(f"left out: {fault}", highlight=False, markup=False)
     done = plan(manifest, grids, memory_gib=memory or device_memory_gib(), cases=len(cases), spacing_mm=spacing)
-    table = Table("", "planned", "paper", "reason", title=f"{manifest.name}: a plan for the paper's network")
+    beside = "paper" if manifest.reference == manifest.name else "manifest"
+    table = Table("", "planned", beside, "reason", title=f"{manifest.name}: a plan for the paper's network")
     for row in done.rows:
         table.add_row(row.what, row.value, row.paper or "-", row.reason)
     console.print(table, markup=False)

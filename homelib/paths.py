@@ -1,5 +1,6 @@
 """Where things lie: the user's cache, the run folders, and what ships with the workbook; and how a file is written whole."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ def shipped(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"{name}/ is neither beside nor inside {package}: install homelib from a clone (`make env`).")
+
+
+def mark_of(root: str | Path) -> str:
+    """A short mark of a folder of the user's, to tell what is kept of it from what is kept of others."""
+    place = str(Path(root).expanduser().resolve())
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, cpu, data, data_cases, measure, peers
+from benchmarks import cases, catalogue, cpu, data, data_cases, measure, peers
 from homelib.data.cache import CaseFile
 
 TINY = {"batch": 1, "channels": 3, "tokens": 300, "state": 2}
@@ -115,6 +115,12 @@ def test_one_scan_is_measured_in_voxels_and_volumes(tmp_path):
     detail, measured = data_cases.prepare(peer="homelib", image=image, label=label, runs=1)
     assert detail["voxels"] == 32 * 32 * 20
     assert detail["volumes"] == pytest.approx(measured.peak_mib * 2**20 / (detail["voxels"] * 4))
+
+
+def test_a_catalogue_is_listed_looked_up_and_split(capsys):
+    told = catalogue.catalogue(30)
+    assert [row["seconds"] > 0 for row in told["catalogue"]] == [True, True]
+    assert "30 cases: 26 train, 4 validation; 30 good." in capsys.readouterr().out
 
 
 def test_experts_in_a_loop_are_the_stacked_ones():

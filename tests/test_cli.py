@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -358,7 +359,7 @@ def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_pa
     status, out, _ = home("data", "import", root, "-o", manifest, "--modality", "CT")
     assert status == 0, out
     assert "look at: Source, licence" in out
-    assert "2 cases, CT, 2 classes, 1 layouts" in out
+    assert "2 cases, CT; classes " in out
     assert "exists already" in mistake("data", "import", root, "-o", manifest, "--modality", "CT")
 
     status, out, _ = home("data", "check", manifest, root, "--workers", 1, "--csv", tmp_path / "found.csv", "--fix", tmp_path / "fixed")
@@ -419,6 +420,10 @@ def test_a_data_set_is_prepared_once_and_a_bad_case_is_told(home, user_data, tmp
     assert status == 1
     assert f"{tmp_path / 'out'}: 1 prepared, 0 unchanged, 1 failed (cases.csv)." in out
     assert "bad.nii.gz: cannot be read as a 3D image" in err
+    assert "For training here: 1 prepared cases take " in out
+    assert "2 not checked as they are now: look at them before training" in out
+    home("data", "check", *user_data, "--workers", "1")
+    assert "1 with errors (bad): look at them before training" in home(*arguments)[1]
     assert "Traceback" not in out + err
     (user_data[1] / "images" / "bad.nii.gz").unlink()
     (user_data[1] / "labels" / "bad.nii.gz").unlink()
@@ -449,9 +454,34 @@ def test_a_plan_stands_beside_the_papers_values(home, user_data):
         assert text in out
 
 
-def test_a_data_set_that_is_not_open_comes_with_the_steps_to_get_it(home, mistake):
+def test_a_data_set_whose_archives_are_not_known_comes_with_the_steps_to_get_it(home, mistake):
     status, out, _ = home("data", "fetch", "amos_ct")
     assert status == 1
     assert "1. " in out
     assert "home data check amos_ct ROOT" in out
-    assert mistake("data", "fetch", "amos_ct", "--url", "https://x/y.zip").startswith("sha256: found ''")
+    assert mistake("data", "fetch", "amos_ct", "--url", "https://x/y.zip").startswith("checksum: expected one, --sha256 or --md5")
+    assert "nothing to fetch" in home("data", "fetch", "demo_us_phantom")[1]
+
+
+def test_a_data_set_with_known_archives_is_fetched(home, monkeypatch, tmp_path):
+    def fetched(archives, folder):
+        asked.append(([archive.name for archive in archives], folder))
+        (folder / "files" / "Task07_Pancreas").mkdir(parents=True)
+        return folder / "files"
+
+    asked = []
+    monkeypatch.setattr("homelib.data.fetch.fetch_archives", fetched)
+    status, out, _ = home("data", "fetch", "msd_pancreas", "--out", tmp_path)
+    assert (status, asked) == (0, [(["Task07_Pancreas.tar"], tmp_path)])
+    assert f"Next: home data check msd_pancreas {tmp_path / 'files' / 'Task07_Pancreas'}" in out
+
+
+def test_two_data_sets_of_one_name_are_prepared_apart(home, user_data, own_cache):
+    """By default into the cache: of each folder its own."""
+    manifest, root = user_data
+    other = root.with_name("other")
+    shutil.copytree(root, other)
+    for folder in (root, other):
+        home("data", "prepare", manifest, folder, "--spacing", "12", "12", "12", "--workers", "1")
+    kept = sorted((own_cache / "prepared").glob("mine-*/good.zip"))
+    assert len(kept) == 2

@@ -1,8 +1,9 @@
 """A prepared case as one file: image and label in small compressed blocks, so that a patch reads its own blocks and nothing else.
 
 The file is a plain zip that holds `image.b2nd` and `label.b2nd` (Blosc2 arrays), `places/1.npy` and so on (where each class is, as a bounded
-sample) and `case.json` (grid, the file's own grid, settings). Members are stored as they are, so that an array is read in place. Nothing in it tells
-when or where it was made: the same inputs give the same bytes.
+sample), if asked for `shares/0.b2nd` and so on (how much of each class is in a voxel, background first), and `case.json` (grid, the file's own
+grid, settings). Members are stored as they are, so that an array is read in place. Nothing in it tells when or where it was made: the same inputs
+give the same bytes.
 
 Blosc2 was chosen over zarr 3 by measurement: patches of 96^3 come 2 to 7 times as fast, whatever zarr's chunks and shards, at the same size.
 """
@@ -10,7 +11,7 @@ Blosc2 was chosen over zarr 3 by measurement: patches of 96^3 come 2 to 7 times 
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..errors import UserError
 from ..paths import written_whole
 
 CHUNK, BLOCK = 64, 16  # voxels a side: what is compressed together, and what is decompressed for one voxel
+SHARES = (-0.5, 1.5)  # range of a class's share, kept in bytes
 PLACES = 1000  # of a class, at most, that are kept
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 DAMAGED = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile)  # what reading a spoilt file raises
@@ -83,7 +85,9 @@ class Chunked:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
-def write_case(path: Path, *, image: np.ndarray, label: np.ndarray | None, facts: dict, window: tuple[float, float] | None = None) -> None:
+def write_case(
+    path: Path, *, image: np.ndarray, label: np.ndarray | None, facts: dict, window: tuple[float, float] | None = None, shares: Iterable[np.ndarray] = ()
+) -> None:
     """Write a case's file, beside and renamed: a process that is killed leaves the old file or the new one.
 
     Args:
@@ -93,11 +97,13 @@ def write_case(path: Path, *, image: np.ndarray, label: np.ndarray | None, facts
         facts: what JSON holds; kept in `case.json`.
         window: (low, high) to clip intensities to and scale them from, to [0, 1] in half precision, which halves the file. A window 425 HU
             wide keeps steps of 0.2 HU or less. None keeps intensities as they are.
+        shares: (D, H, W) uint8 of each class, as `in_bytes` makes them, background first; taken one after the other.
     """
     stored = image if window is None else _scaled(image, window)
     places = Places.of(label) if label is not None else None
-    facts = facts | {"window": window, "counts": places and places.counts}
-    members = {"case.json": json.dumps(facts, indent=1).encode(), "image.b2nd": _frame(stored)}
+    members = {"image.b2nd": _frame(stored)} | {f"shares/{index}.b2nd": _frame(share) for index, share in enumerate(shares)}
+    facts = facts | {"window": window, "counts": places and places.counts, "shares": sum(name.startswith("shares/") for name in members)}
+    members |= {"case.json": json.dumps(facts, indent=1).encode()}
     if places is not None:
         members |= {"label.b2nd": _frame(label)} | {f"places/{index}.npy": _npy(voxels) for index, voxels in places.voxels.items()}
     with written_whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as packed:
@@ -107,13 +113,15 @@ def write_case(path: Path, *, image: np.ndarray, label: np.ndarray | None, facts
 
 @dataclass(frozen=True)
 class CaseFile:
-    """What a case's file holds: `facts`, and its arrays, to be read by slices; `label` and `places` are None for an unlabelled case."""
+    """What a case's file holds: `facts`, and its arrays, to be read by slices; `label` and `places` are None for an unlabelled case, `shares` has
+    one volume a class, or none."""
 
     path: Path
     facts: dict
     image: Chunked
     label: Chunked | None
     places: Places | None
+    shares: tuple[Chunked, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> "CaseFile":
@@ -123,11 +131,12 @@ class CaseFile:
             shape, window = facts["shape"], facts["window"] and tuple(facts["window"])
             names = ["image"] if facts["counts"] is None else ["image", "label"]
             volumes = {name: Chunked(Path(path), _offset(packed, f"{name}.b2nd"), shape, window if name == "image" else None) for name in names}
+            shares = [Chunked(Path(path), _offset(packed, f"shares/{index}.b2nd"), shape, SHARES) for index in range(facts["shares"])]
         places = None
         if facts["counts"] is not None:
             counts = {int(index): count for index, count in facts["counts"].items()}
             places = Places(counts, _KeptPlaces(Path(path), tuple(counts)))
-        return cls(Path(path), facts, volumes["image"], volumes.get("label"), places)
+        return cls(Path(path), facts, volumes["image"], volumes.get("label"), places, tuple(shares))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Image and label as whole arrays, with the zip's checksums checked. Raises one of `DAMAGED`."""
@@ -188,8 +197,14 @@ def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return ((image.clip(low, high) - low) / (high - low)).astype(np.float16)
 
 
+def in_bytes(share: np.ndarray) -> np.ndarray:
+    """A class's share as a case's file keeps it, uint8."""
+    low, high = SHARES
+    return np.rint((share.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
+
+
 def _unscaled(stored: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
     if window is None:
         return stored
-    low, high = window
-    return stored.astype(np.float32) * np.float32(high - low) + np.float32(low)
+    (low, high), most = window, 255 if stored.dtype == np.uint8 else 1
+    return stored.astype(np.float32) * np.float32((high - low) / most) + np.float32(low)

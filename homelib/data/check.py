@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..paths import cache_dir, written_whole
+from ..paths import cache_dir, mark_of, written_whole
 from .checks import FILES
 from .examine import SPACING_MM, VERSION, Report, Rules, examine
 from .findings import Finding, finding, in_order, write_findings, write_rows
@@ -94,14 +94,24 @@ def check_cases(
 
 def kept_folder(manifest: Manifest, root: str | Path) -> Path:
     """Where the results of one manifest and one folder are kept."""
-    place = hashlib.sha256(str(Path(root).expanduser().resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return cache_dir() / "checks" / f"{manifest.name}-{place}"
+    return cache_dir() / "checks" / f"{manifest.name}-{mark_of(root)}"
 
 
 def kept_reports(manifest: Manifest, root: str | Path, cases: Iterable[Case], *, kept: Path | None = None) -> dict[str, Report]:
     """The reports of earlier checks that still hold, by case id; a case without one has not been checked, or has changed."""
     rules = Rules.of(manifest)
     return _read_kept(kept or kept_folder(manifest, root), {case.id: state(case, rules) for case in cases})
+
+
+def unsound(manifest: Manifest, root: str | Path, cases: Sequence[Case]) -> str:
+    """What the last check says against training on these cases, in one line; empty where it says nothing. No file is opened."""
+    reports = kept_reports(manifest, root, cases)
+    known = [case for case in cases if case.id in reports]
+    found = [*compare(known, reports, manifest), *(finding for report in reports.values() for finding in report.findings)]
+    wrong = sorted({finding.case for finding in found if finding.severity == "error" and finding.case})
+    told = [f"{len(wrong)} with errors ({', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''})"] if wrong else []
+    told += [f"{len(cases) - len(known)} not checked as they are now"] if len(known) < len(cases) else []
+    return f"{' and '.join(told)}: look at them before training, home data check {manifest.reference} {root}." if told else ""
 
 
 def state(case: Case, rules: Rules) -> str:

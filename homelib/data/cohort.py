@@ -13,14 +13,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..paths import written_whole
+from ..paths import cache_dir, mark_of, written_whole
 from .cache import DAMAGED, CaseFile
-from .manifest import Case
+from .findings import write_rows
+from .manifest import Case, Manifest
 from .parallel import Died, over
 from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha256_of
 
@@ -79,11 +79,15 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
             bar.close()
             stamps.save(folder / _STAMPS)
             outcomes = [done[name] for name in ids]
-            with written_whole(folder / TOLD) as part:
-                pd.DataFrame([asdict(outcome) for outcome in outcomes], columns=["case", "state", "message"]).to_csv(part, index=False)
+            write_rows(map(asdict, outcomes), ["case", "state", "message"], folder / TOLD)
     except Timeout:
         raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.") from None
     return outcomes
+
+
+def default_folder(manifest: Manifest, root: str | Path) -> Path:
+    """Where the prepared cases of one data set's folder are kept, unless a user says otherwise; no other folder's, whatever its manifest's name."""
+    return cache_dir() / "prepared" / f"{manifest.name}-{mark_of(root)}"
 
 
 def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
@@ -94,7 +98,9 @@ def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
 def case_path(folder: str | Path, case_id: str) -> Path:
     """A case's file. An id that is no plain file name is told by as much of it as is plain, and a hash."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", case_id).lstrip(".")[:80]
-    return Path(folder) / (f"{plain}.zip" if plain == case_id != "" else f"{plain}-{sha256(case_id.encode()).hexdigest()[:12]}.zip")
+    if plain == case_id != "":
+        return Path(folder) / f"{plain}.zip"
+    return Path(folder) / f"{plain}-{sha256(case_id.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.zip"  # any bytes may be in a file's name
 
 
 def _claim(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fetch the archives of an open data set: a download that goes on where it was cut, checked by sha256, then unpacked with care.
+"""Fetch the archives of an open data set: a download that goes on where it was cut, checked by its checksum, then unpacked with care.
 
 Pooch keeps the archives and checks them; what it lacks is a download that survives a cut connection, which is here.
 """
@@ -6,9 +6,8 @@ Pooch keeps the archives and checks them; what it lacks is a download that survi
 import os
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pooch
 import requests
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..paths import written_whole
-from .manifest import load_manifest
+from .manifest import Archive, Manifest
 from .unpack import unpack
 
 ATTEMPTS = 8  # in a row that bring nothing, before it gives up
@@ -25,38 +24,39 @@ TIMEOUT_SECONDS = 30
 PIECE_BYTES = 2**18
 
 
-@dataclass(frozen=True)
-class Archive:
-    """One file of a data set on a server: its address, the sha256 of its bytes, and the folder below the data set's to unpack it to."""
-
-    url: str
-    sha256: str
-    into: str = "."
-
-    @property
-    def name(self) -> str:
-        return Path(unquote(urlsplit(self.url).path)).name or "archive"
-
-    def __post_init__(self):
-        if not re.fullmatch(r"https?://\S+", self.url):
-            raise UserError(f"url: found {self.url!r}, expected an address that begins with https://. Copy it from the data set's page.")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise UserError(f"sha256: found {self.sha256!r}, expected 64 digits from 0 to f. The data set's page may give it; sha256sum tells that of a file.")
+def archive_of(url: str, *, sha256: str | None = None, md5: str | None = None) -> Archive:
+    """An archive that a user names. Raises UserError: no address, or not one checksum."""
+    if not re.fullmatch(r"https?://\S+", url):
+        raise UserError(f"url: found {url!r}, expected an address that begins with https://. Copy it from the data set's page.")
+    if (sha256 is None) == (md5 is None):
+        raise UserError("checksum: expected one, --sha256 or --md5, as the data set's page gives it; sha256sum tells that of a file.")
+    for name, value, digits in (("sha256", sha256, 64), ("md5", md5, 32)):
+        if value is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
+            raise UserError(f"{name}: found {value!r}, expected {digits} digits from 0 to f. Copy it from the data set's page.")
+    return Archive(url=url, sha256=sha256, md5=md5)
 
 
-def steps(name: str) -> str:
-    """How to get a data set, for the user to follow: no archive of a data set is pinned yet, and those behind a registration cannot be fetched by a program."""
-    manifest = load_manifest(name)
+def steps(manifest: Manifest) -> str:
+    """How to get a data set whose archives are not pinned, for the user to follow."""
     access = {"open": "open", "registration": "after a registration", "private": "private"}[manifest.access]
     lines = [f"{manifest.title}: {access}, {manifest.licence}", *(f"{number}. {step}" for number, step in enumerate(manifest.access_steps, 1))]
     if manifest.page:
         lines.append(f"Page: {manifest.page}")
     if manifest.access == "open":
-        lines.append(f"An archive: home data fetch {name} --url ADDRESS --sha256 SHA256, which goes on where it was cut, checks and unpacks it.")
-    return "\n".join([*lines, f"Then: home data check {name} ROOT, home data prepare {name} ROOT"])
+        lines.append(
+            f"Nothing was fetched: no checksum of its archives is known here. With that of its page: home data fetch {manifest.reference} --url ADDRESS "
+            "--sha256 SHA256 (or --md5 MD5), which goes on where it was cut, checks and unpacks it."
+        )
+    return "\n".join([*lines, f"Then: home data check {manifest.reference} ROOT, home data prepare {manifest.reference} ROOT"])
 
 
-def fetch_archives(archives: list[Archive], folder: str | Path, *, progress: bool = True, keep: bool = True) -> Path:
+def root_of(files: Path) -> Path:
+    """The data set's folder in what was unpacked: of one folder alone, that folder."""
+    inside = [path for path in files.iterdir() if not path.name.startswith(".")]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else files
+
+
+def fetch_archives(archives: Sequence[Archive], folder: str | Path, *, progress: bool = True, keep: bool = True) -> Path:
     """Download archives into `<folder>/archives` and unpack them into `<folder>/files`. What is there already is neither fetched nor unpacked again.
 
     Args:
@@ -69,12 +69,12 @@ def fetch_archives(archives: list[Archive], folder: str | Path, *, progress: boo
         `<folder>/files`.
 
     Raises:
-        UserError: no connection, a wrong sha256 (nothing of it is kept), an archive that is damaged or hostile, or one that is too large.
+        UserError: no connection, a wrong checksum (nothing of it is kept), an archive that is damaged or hostile, or one that is too large.
     """
     folder = Path(folder)
     files = folder / "files"
     for archive in archives:
-        done = folder / "archives" / f"{archive.sha256[:16]}.unpacked"
+        done = folder / "archives" / f"{_short(archive)}.unpacked"
         if done.exists():
             continue
         packed = download(archive, folder / "archives", progress=progress)
@@ -87,23 +87,27 @@ def fetch_archives(archives: list[Archive], folder: str | Path, *, progress: boo
 
 
 def download(archive: Archive, folder: str | Path, *, progress: bool = True) -> Path:
-    """One archive in a folder, checked by sha256. A file that is there and right is not fetched; one that was cut off is gone on with, in a later
+    """One archive in a folder, checked by its checksum. A file that is there and right is not fetched; one that was cut off is gone on with, in a later
     call or process too. Raises UserError as `fetch_archives`."""
-    name = f"{archive.sha256[:8]}-{archive.name}"
+    name = f"{_short(archive)[:8]}-{archive.name}"
     partial = Path(folder) / f".{name}.partial"
     try:
-        return Path(pooch.retrieve(archive.url, archive.sha256, fname=name, path=folder, downloader=Resuming(partial, progress=progress)))
-    except ValueError as error:  # pooch, of a wrong sha256
+        return Path(pooch.retrieve(archive.url, archive.checksum, fname=name, path=folder, downloader=Resuming(partial, progress=progress)))
+    except ValueError as error:  # pooch, of a wrong checksum
         if "hash" not in str(error).lower():
             raise
         raise UserError(
-            f"{archive.url}: found another sha256 than {archive.sha256}, the one expected; refused, nothing kept. "
+            f"{archive.url}: found another checksum than {archive.checksum}, the one expected; refused, nothing kept. "
             "Try again; if it stays, the file was changed at its source: see the data set's page, and correct the manifest."
         ) from None
     except requests.RequestException as error:
         status = getattr(error.response, "status_code", None)
         why = f"HTTP status {status}" if status else _reason(error)
         raise UserError(f"{archive.url}: cannot be fetched ({why}). Check the connection and call again: it goes on where it stopped.") from None
+
+
+def _short(archive: Archive) -> str:
+    return archive.checksum.partition(":")[2][:16]
 
 
 class Resuming:

@@ -2,23 +2,23 @@
 
 Where both grids have the same axes, which is always so unless a scan is sheared, a resampling is one small sparse matrix an axis: a row holds
 the weights of the old voxels in a new one. Smoothing before, and linear interpolation, are both in it, so that neither is ever done for
-voxels that nobody asked for, and memory is that of the volume in between.
+voxels that nobody asked for, and memory is that of the volume in between. There is no PyTorch here: a process that prepares starts in a second.
 
 D, H, W are the axes of a volume, n old and m new voxels along one of them.
 """
 
+import itertools
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from monai.data import MetaTensor
-from monai.data.utils import compute_shape_offset, zoom_affine
-from monai.transforms import SpatialResample
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.sparse import csr_array
 
 SHEAR_VOXELS = 0.01  # that axes may lean, over the whole scan, and be taken as the grid's
-SLAB_VOXELS = 2**21  # that are dealt with at a time
+REACH_SIGMAS = 4  # of the low-pass, as SciPy cuts it off
+Box = tuple[slice, ...]
 
 
 def to_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -46,10 +46,21 @@ class Resampling:
     @classmethod
     def to_spacing(cls, shape: tuple[int, ...], affine: np.ndarray, spacing_mm: tuple[float, ...]) -> "Resampling":
         """The grid with the same first voxel and axes (at right angles) and another spacing, as MONAI's `Spacing` places it."""
-        new_affine = zoom_affine(affine, spacing_mm, diagonal=False)
-        new_shape, offset = compute_shape_offset(shape, affine, new_affine)
-        new_affine[:3, 3] = offset
-        return cls(tuple(shape), affine, tuple(int(n) for n in new_shape), new_affine)
+        linear, shape = affine[:3, :3], np.array(shape, int)
+        axes, lengths = np.linalg.qr(linear)
+        new_affine = np.eye(4)
+        new_affine[:3, :3] = axes * np.sign(np.diag(lengths)) * spacing_mm
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+        places = corners @ np.linalg.solve(new_affine[:3, :3], linear).T  # in new voxels, from the first old one
+        low = places.min(0)
+        new_shape = np.round(np.ptp(places, axis=0) + 1).astype(int)
+        first = np.abs(places - low).max(1) < SHEAR_VOXELS
+        if first.any():
+            start = linear @ corners[first.argmax()]
+        else:  # a sheared scan has no voxel in the first place: the middles agree
+            start = linear @ (shape / 2) - new_affine[:3, :3] @ (new_shape / 2)
+        new_affine[:3, 3] = affine[:3, 3] + start
+        return cls(tuple(map(int, shape)), affine, tuple(map(int, new_shape)), new_affine)
 
     @property
     def steps(self) -> np.ndarray:
@@ -69,75 +80,96 @@ class Resampling:
         ratios = np.linalg.norm(self.new_affine[:3, :3], axis=0) / np.linalg.norm(self.affine[:3, :3], axis=0)
         return 0.5 * np.sqrt(np.maximum(ratios**2 - 1, 0))
 
-    def image(self, volume: np.ndarray, *, smooth: bool = True) -> np.ndarray:
-        """An image (D, H, W) on the new grid, float32: low-pass, then linear interpolation; beyond the scan its outermost voxels go on."""
-        sigma = self.sigma_voxels if smooth else np.zeros(3)
+    def image(self, volume: np.ndarray, box: Box | None = None, *, smooth: bool = True) -> np.ndarray:
+        """An image (D, H, W) in a box of the new grid (None: all of it), float32: low-pass, then linear interpolation; beyond the scan its
+        outermost voxels go on."""
+        sigma = tuple(self.sigma_voxels) if smooth else (0.0, 0.0, 0.0)
         if not self.straight:
-            return self._general(gaussian_filter(volume.astype(np.float32), sigma, mode="nearest"), "bilinear", "border")
-        weights = [_weights(n, self._at(axis), sigma[axis]) for axis, n in enumerate(self.shape)]
-        last, *first = sorted(range(3), key=lambda axis: -self.new_shape[axis] / self.shape[axis])  # what grows, grows last
-        between = [self.new_shape[axis] if axis != last else n for axis, n in enumerate(self.shape)]
-        result = np.empty(between, np.float32)
-        for part in _slabs(last, self.shape):
-            slab = volume[part].astype(np.float32)
-            for axis in first:
-                slab = _along(slab, axis, weights[axis])
-            result[part] = slab
-        if weights[last] is None:
-            return result
-        volume, result = result, np.empty(self.new_shape, np.float32)
-        other = first[0]
-        for part in _slabs(other, volume.shape):
-            result[part] = _along(volume[part], last, weights[last])
-        return result
+            if smooth:
+                volume = gaussian_filter(volume.astype(np.float32), sigma, mode="nearest", truncate=REACH_SIGMAS)
+            return self._general(volume, 1, "nearest", np.float32, box)
+        return self._straight(volume, [_weights(n, *self._line(axis), sigma[axis]) for axis, n in enumerate(self.shape)], box)
 
-    def label(self, volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    def share(self, label: np.ndarray, index: int, box: Box | None = None, *, fitted: bool = False) -> np.ndarray:
+        """How much of class `index` of a label (D, H, W) is in each voxel of a box, float32: its mask, interpolated linearly.
+
+        fitted: so that its linear interpolation back to the old grid comes as near to the mask as any can (least squares), where the new grid is
+        the coarser one; then it may be a little below 0 and above 1. For a sheared scan it is the low-pass of the mask instead.
+        """
+        if not self.straight:
+            return self.image((label == index).astype(np.float32), box, smooth=fitted)
+        coarser = self.sigma_voxels > 0
+        weights = [(_fitted if fitted and coarser[axis] else _weights)(n, *self._line(axis)) for axis, n in enumerate(self.shape)]
+        return self._straight(label, weights, box, only=index)
+
+    def _straight(self, volume: np.ndarray, weights: list[csr_array], box: Box | None, *, only: int | None = None) -> np.ndarray:
+        """Weights (m, n) applied along each axis, in a box. The layer of voxels that lie together in memory is done first, one layer after the
+        other, each as a whole in the processor's cache; along the axis that is left, last. `only`: of the mask of this value."""
+        box = box or tuple(slice(0, n) for n in self.new_shape)
+        weights = [of_axis[part] for of_axis, part in zip(weights, box, strict=True)]
+        used = [slice(int(of_axis.indices.min()), int(of_axis.indices.max()) + 1) for of_axis in weights]
+        weights = [_unless_same(csr_array(of_axis[:, part])) for of_axis, part in zip(weights, used, strict=True)]
+        volume = volume[tuple(used)]
+        shape = [len(range(*part.indices(n))) for part, n in zip(box, self.new_shape, strict=True)]
+
+        far, middle, near = np.argsort([-abs(stride) for stride in volume.strides], kind="stable")
+        growth = np.array(shape) / volume.shape
+        if growth[far] < 0.5 * growth.max():  # what grows, grows last: memory
+            far, middle, near = np.argsort(-growth)
+        between = np.empty((volume.shape[far], shape[near], shape[middle]), np.float32)
+        for layer, done in zip(volume.transpose(far, middle, near), between, strict=True):
+            layer = np.ascontiguousarray(layer if only is None else layer == only, np.float32)
+            done[:] = _rows(weights[near], _rows(weights[middle], layer).T)
+        result = _rows(weights[far], between.reshape(len(between), -1)).reshape(shape[far], *between.shape[1:])
+        return result.transpose(np.argsort([far, near, middle]))
+
+    def around(self, box: Box, *, margin: int = 0) -> Box:
+        """Of the new grid, the box of the voxels that take anything from a box of the old one, and a margin where there is room."""
+        if not self.straight:
+            return tuple(slice(0, n) for n in self.new_shape)
+        found = []
+        for axis, part in enumerate(box):
+            reach = int(REACH_SIGMAS * self.sigma_voxels[axis] + 0.5) + 1
+            at = _at(*self._line(axis)).clip(0, self.shape[axis] - 1)
+            inside = np.flatnonzero((at > part.start - 1 - reach) & (at < part.stop + reach))
+            found.append(slice(max(0, int(inside[0]) - margin), min(len(at), int(inside[-1]) + 1 + margin)))
+        return tuple(found)
+
+    def label(self, volume: np.ndarray, box: Box) -> np.ndarray:
         """Labels (D, H, W) in a box of the new grid, each the nearest old voxel's; 0 beyond the scan."""
         if not self.straight:
-            return self._general(volume.astype(np.float32), "nearest", "zeros")[box].astype(volume.dtype)
-        nearest = [np.floor(self._at(axis)[box[axis]] + 0.5).astype(int) for axis in range(3)]
+            return self._general(volume, 0, "grid-constant", volume.dtype, box)
+        nearest = [np.floor(_at(*self._line(axis))[box[axis]] + 0.5).astype(int) for axis in range(3)]
         outside = [(at < 0) | (at >= n) for at, n in zip(nearest, self.shape, strict=True)]
         found = volume[np.ix_(*(at.clip(0, n - 1) for at, n in zip(nearest, self.shape, strict=True)))]
         for axis, out in enumerate(outside):
             found[(slice(None),) * axis + (out,)] = 0
         return found
 
-    def label_by_class(self, volume: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
-        """As `label`, but each class is interpolated linearly as a mask of its own, and the largest taken: smoother where the grid gets finer."""
-        best = self.image(volume == 0, smooth=False)[box]
-        chosen = np.zeros(best.shape, volume.dtype)
-        for index in range(1, int(volume.max()) + 1):
-            mask = volume == index
-            if not mask.any():
-                continue
-            share = self.image(mask, smooth=False)[box]
-            more = share > best
-            chosen[more] = index
-            np.maximum(best, share, out=best)
-        return chosen
-
-    def _at(self, axis: int) -> np.ndarray:
-        """Old positions of the new voxels along an axis."""
+    def _line(self, axis: int) -> tuple[int, float, float]:
+        """How many new voxels there are along an axis, and of the first one and of a step, where they are in old voxels."""
         steps = self.steps
-        return steps[axis, axis] * np.arange(self.new_shape[axis]) + steps[axis, 3]
+        return self.new_shape[axis], round(float(steps[axis, 3]), 9), float(steps[axis, axis])
 
-    def _general(self, volume: np.ndarray, mode: str, beyond: str) -> np.ndarray:
-        resample = SpatialResample(mode=mode, padding_mode=beyond, dtype=np.float32)
-        return resample(MetaTensor(volume[None], affine=self.affine), dst_affine=self.new_affine, spatial_size=self.new_shape)[0].numpy()
+    def _general(self, volume: np.ndarray, order: int, beyond: str, kind: np.dtype, box: Box | None) -> np.ndarray:
+        linear, offset, shape = self.steps[:3, :3], self.steps[:3, 3], self.new_shape
+        if box is not None:
+            offset = offset + linear @ [part.start for part in box]
+            shape = tuple(part.stop - part.start for part in box)
+        return affine_transform(volume, linear, offset, shape, kind, order, beyond, prefilter=False)
 
 
-def _weights(n: int, at: np.ndarray, sigma: float) -> csr_array | None:
-    """(m, n) weights of the old voxels in the new ones at positions `at`: a Gaussian of `sigma` voxels, then linear interpolation, with the
-    outermost voxels going on beyond the ends. None where nothing would change."""
-    if sigma == 0 and len(at) == n and np.abs(at - np.arange(n)).max() < 1e-6:
-        return None
-    at = at.clip(0, n - 1)
-    low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, n - 1)
-    rows = np.tile(np.arange(len(at)), 2)
-    linear = csr_array((np.concatenate([1 - (at - low), at - low]), (rows, np.concatenate([low, high]))), shape=(len(at), n))
+def _at(m: int, start: float, step: float) -> np.ndarray:
+    return start + step * np.arange(m)
+
+
+def _weights(n: int, m: int, start: float, step: float, sigma: float = 0.0) -> csr_array:
+    """(m, n) weights of the old voxels in the new ones along an axis: a Gaussian of `sigma` voxels, then linear interpolation, with the outermost
+    voxels going on beyond the ends."""
+    at = _at(m, start, step).clip(0, n - 1)
+    linear = _linear(n, at)
     if sigma:
-        reach = int(4 * sigma + 0.5)
+        reach = int(REACH_SIGMAS * sigma + 0.5)
         offsets = np.arange(-reach, reach + 1)
         bell = np.exp(-0.5 * (offsets / sigma) ** 2)
         columns = (np.arange(n)[:, None] + offsets).clip(0, n - 1)
@@ -146,16 +178,31 @@ def _weights(n: int, at: np.ndarray, sigma: float) -> csr_array | None:
     return linear.astype(np.float32)
 
 
-def _along(volume: np.ndarray, axis: int, weights: csr_array | None) -> np.ndarray:
-    """Weights (m, n) applied along one axis."""
-    if weights is None:
-        return volume
-    first = np.moveaxis(volume, axis, 0)
-    return np.moveaxis((weights @ first.reshape(len(first), -1)).reshape(weights.shape[0], *first.shape[1:]), 0, axis)
+@lru_cache(maxsize=8)
+def _fitted(n: int, m: int, start: float, step: float) -> csr_array:
+    """(m, n) weights with which the linear interpolation of the new voxels is nearest to the old ones (least squares). They fade within a few
+    voxels; what is below a ten-thousandth is left out."""
+    back = _linear(m, (np.arange(n) - start) / step).toarray()  # (n, m)
+    best = np.linalg.solve(back.T @ back + 1e-3 * np.eye(m), back.T)
+    best[np.abs(best) < 1e-4] = 0
+    return csr_array(best.astype(np.float32))
 
 
-def _slabs(axis: int, shape: tuple[int, ...]):
-    """Boxes that cut a volume into slabs along an axis."""
-    rows = max(1, SLAB_VOXELS * shape[axis] // int(np.prod(shape)))
-    for start in range(0, shape[axis], rows):
-        yield (slice(None),) * axis + (slice(start, start + rows),)
+def _linear(n: int, at: np.ndarray) -> csr_array:
+    """(len(at), n) weights of linear interpolation between n voxels at positions `at`; none beyond them."""
+    low = np.floor(at).astype(int)
+    ends = np.concatenate([low, low + 1])
+    shares, rows = np.concatenate([1 - (at - low), at - low]), np.tile(np.arange(len(at)), 2)
+    some = (shares > 0) & (ends >= 0) & (ends < n)
+    return csr_array((shares[some], (rows[some], ends[some])), shape=(len(at), n))
+
+
+def _unless_same(weights: csr_array) -> csr_array | None:
+    """None where nothing would change."""
+    m, n = weights.shape
+    return None if m == n == weights.nnz and np.abs(weights.diagonal() - 1).max() < 1e-6 else weights
+
+
+def _rows(weights: csr_array | None, layer: np.ndarray) -> np.ndarray:
+    """Weights (m, n) applied to the rows (n, k) of a layer."""
+    return layer if weights is None else weights @ np.ascontiguousarray(layer)

@@ -169,7 +169,7 @@ def _mask_names(cases: list[Case]) -> dict[int, str]:
 def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
     """The raw values in some label files, with names to be replaced."""
     values: set[int] = set()
-    opened = 0
+    opened, strange = 0, ""
     for case in cases:
         if case.label is None:
             continue
@@ -178,13 +178,15 @@ def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
         except ReadFault:
             continue  # the check will tell
         if len(found) > _MOST_LABELS or not np.isfinite(found).all() or (found != np.rint(found)).any() or found.min() < 0:
-            raise UserError(f"{case.label}: found values from {found.min():g} to {found.max():g}, expected whole labels from 0. Is it a label and no image?")
+            strange = f"{case.label}: found values from {found.min():g} to {found.max():g}, expected whole labels from 0. Is it a label and no image?"
+            continue
         opened += 1
         values |= {int(value) for value in found if value}
     if not values:
-        raise UserError(
-            f"found no label that holds anything in {len(cases)} cases looked at, expected labels beside the images. Name them, or write the layouts by hand."
-        )
+        nothing = f"found no label that holds anything in {len(cases)} cases looked at, expected labels beside the images"
+        raise UserError(strange or f"{nothing}. Name them, or write the layouts by hand.")
+    if strange:
+        unverified.append(f"Left out: {strange}")
     unverified.append(f"Labels are the values found in {opened} cases: name them, and add what others hold.")
     return {value: f"label_{value}" for value in sorted(values)}
 

@@ -20,6 +20,7 @@ from ..paths import shipped
 from .manifest_parts import (
     LARGEST_RAW_LABEL,
     Access,
+    Archive,
     CaseEntry,
     Frozen,
     LabelOrigin,
@@ -34,7 +35,21 @@ from .manifest_parts import (
     SplitRule,
 )
 
-__all__ = ["Case", "CaseEntry", "Layout", "Manifest", "Package", "PackageFile", "Phantom", "Range", "SplitRule", "as_yaml", "list_manifests", "load_manifest"]
+__all__ = [
+    "Archive",
+    "Case",
+    "CaseEntry",
+    "Layout",
+    "Manifest",
+    "Package",
+    "PackageFile",
+    "Phantom",
+    "Range",
+    "SplitRule",
+    "as_yaml",
+    "list_manifests",
+    "load_manifest",
+]
 
 _LARGEST_MANIFEST_BYTES = 2_000_000
 
@@ -62,7 +77,8 @@ class Manifest(Frozen):
     order gives the class index, from 1. `intensity_window` is clipped to, then mapped onto `intensity_range`; `other_windows` has
     that of a second modality. `contrast_ranges` gives, for a class, the lowest and highest offset (HU) that turns the contrast
     phase of a scan into another one; an augmentation draws from it. `patch_voxels` and `epochs` are the paper's, None where it
-    says nothing. Cases are listed one by one (`cases`, the demo's) or found in a folder of the user's (`layouts`).
+    says nothing. `archives` are what `home data fetch` downloads. Cases are listed one by one (`cases`, the demo's) or found in a folder
+    of the user's (`layouts`).
     `unverified` says what of all this was not read off the official source.
     """
 
@@ -87,6 +103,7 @@ class Manifest(Frozen):
     patch_voxels: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     epochs: int | None = Field(None, ge=1)
     label_origin: LabelOrigin = "UNSTATED"
+    archives: tuple[Archive, ...] = ()
     layouts: tuple[Layout, ...] = ()
     split: SplitRule | None = None
     packages: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Package] = {}
@@ -297,7 +314,7 @@ def _read_yaml(path: Path) -> dict:
     return tree
 
 
-_FIELDS = sorted({name for model in (Manifest, CaseEntry, Layout, Package, PackageFile, Phantom, SplitRule) for name in model.model_fields})
+_FIELDS = sorted({name for model in (Manifest, Archive, CaseEntry, Layout, Package, PackageFile, Phantom, SplitRule) for name in model.model_fields})
 
 
 def _one_line(path: Path, error: ValidationError) -> str:

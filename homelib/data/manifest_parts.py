@@ -7,6 +7,7 @@ name, and a final `/` says that the path is a folder (of DICOM slices, or of one
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -88,6 +89,33 @@ class CaseEntry(Frozen):
     label_origin: LabelOrigin
     contrast_ranges: dict[Name, Range] | None = None
     note: str = ""
+
+
+class Archive(Frozen):
+    """One archive of an open data set: its address, the checksum of its bytes, and the folder below the data set's to unpack it to. `md5` where the
+    source publishes nothing better: it tells a damaged download, and is no proof against malice."""
+
+    url: str = Field(pattern=r"^https?://\S+$")
+    sha256: Sha256 | None = None
+    md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    into: str = Field(".", pattern=r"^[A-Za-z0-9_.-]+$")
+
+    @model_validator(mode="after")
+    def _checked(self) -> "Archive":
+        if (self.sha256 is None) == (self.md5 is None):
+            raise ValueError("one checksum, sha256 or md5")
+        if self.into == "..":
+            raise ValueError("into: a folder below the data set's, not '..'")
+        return self
+
+    @property
+    def checksum(self) -> str:
+        """`sha256:...` or `md5:...`, as pooch has it."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"md5:{self.md5}"
+
+    @property
+    def name(self) -> str:
+        return Path(unquote(urlsplit(self.url).path)).name or "archive"
 
 
 # ---------------------------------------------------------------- a folder of the user's

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -93,8 +92,6 @@ def _in_processes(function: Callable, items: Sequence[tuple[int, Any]], workers:
 def _worker(pipe: Connection, function: Callable) -> None:
     """Items in, results out, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started them answers it
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # the items are the parallel part
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while True:

@@ -14,6 +14,7 @@ import SimpleITK
 
 from ..errors import UserError
 from .manifest import Case, Manifest
+from .memory import GIB, VOXEL_BYTES
 from .prepare import read_array
 
 STEP_VOXELS = 16  # the network halves a patch four times
@@ -22,7 +23,6 @@ LOOKED_AT = 200  # cases, spread over the data set
 ANISOTROPY = 3.0  # times the finest spacing, from which the coarsest axis takes a finer one than its median
 FINER_PERCENTILE = 10
 SHARE = 0.05  # of all voxels of a data set that a batch may be
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def plan(
     by_memory, by_data = int(most // patch.prod()), int(SHARE * count * median.prod() // patch.prod())
     batch = max(2, min(by_memory, by_data))
 
-    held = count * median.prod() * 5 / GIB
+    held = count * median.prod() * VOXEL_BYTES / GIB
     kept = f"{held:.1f} GiB for {count} cases"
     covers = np.minimum(1, patch / median)
     rows = (

@@ -6,44 +6,44 @@ D, H, W are the volume's axes after orientation: to the patient's right-left, fr
 """
 
 import hashlib
-import itertools
 import json
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.transforms import Orientation
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
 from ..config import describe
 from ..errors import UserError
 from ..paths import cache_dir
 from . import reading
-from .cache import DAMAGED, CaseFile, Chunked, Places, write_case
-from .grid import Resampling, to_ras
+from .cache import DAMAGED, CaseFile, Chunked, Places, in_bytes, write_case
+from .examine import APART_MM, apart_mm
+from .grid import Box, Resampling, to_ras
 from .manifest import Case, Manifest, load_manifest
 
-VERSION = 2  # to be raised with every change of what is prepared, so that nothing stale is read from a cache
+VERSION = 3  # to be raised with every change of what is prepared, so that nothing stale is read from a cache
 MARGIN_VOXELS = 2  # left around the body
-APART_MM = 0.1  # that an image and its label may lie apart, at any corner
-SLAB_VOXELS = 2**21  # of a label that are merged at a time
+SLAB_VOXELS = 2**18  # of a label that are merged, or compared class by class, at a time
 
 
 class Preparation(BaseModel):
     """How cases are prepared.
 
     spacing_mm: of the prepared grid, along right-left, front-back, up; None takes the manifest's.
-    labels: each voxel the nearest one's, or each class interpolated linearly as a mask of its own and the largest taken.
+    labels: "nearest": each voxel the nearest one's. "linear": each class interpolated linearly as a mask of its own, and the largest taken. "shares":
+    how much of each class is in a voxel is kept too (`PreparedCase.shares`), so that labels come back to the file's grid as nearly as linear
+    interpolation can bring them; the label is the largest. A byte a voxel and class.
     intensity: as they are, or clipped to the manifest's window and kept in half precision.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    labels: Literal["nearest", "linear"] = "nearest"
+    labels: Literal["nearest", "linear", "shares"] = "nearest"
     intensity: Literal["kept", "scaled"] = "kept"
 
 
@@ -61,7 +61,8 @@ class PreparedCase:
 
     image: (D, H, W) float32, in the unit of the scan. label: (D, H, W) uint8 class indices, or None. affine: (4, 4), voxel to mm (RAS+).
     native_shape, native_affine: the grid of the scan's file, to which predictions are taken back.
-    places: where the classes are; None where the label is at hand to be looked through.
+    places: where the classes are; None where the label is at hand to be looked through. shares: (D, H, W) float32 for each class, background
+    first, where they were asked for: `to_native` takes them as it takes probabilities.
     """
 
     case: Case
@@ -71,6 +72,7 @@ class PreparedCase:
     native_shape: tuple[int, int, int]
     native_affine: np.ndarray
     places: Places | None = None
+    shares: tuple[Chunked, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -78,26 +80,23 @@ class PreparedCase:
 
     @classmethod
     def open(cls, case: Case, path: str | Path) -> "PreparedCase":
-        """A case in its file (`prepare_all` writes them), whose volumes are read by slices. Raises UserError: no whole file of a prepared case."""
+        """A case in its file (`prepare_all` writes them), whose volumes are read by slices. Raises UserError: no whole file of a prepared case, or
+        one of another (where small and capital letters are one, two cases may have one file)."""
         try:
             kept = CaseFile.open(path)
         except DAMAGED as error:
             raise UserError(f"{path}: no prepared case ({type(error).__name__}). Prepare the data again.") from None
-        return cls(case, kept.image, kept.label, *_grid(kept.facts), places=kept.places)
-
-
-def read_volume(path: str | Path, *, what: str = "image") -> MetaTensor:
-    """A 3D volume from file, (1, D, H, W) float32 with its affine (NIfTI, NRRD, MetaImage or a DICOM folder).
-
-    Raises UserError: no such file, unreadable, not 3D, not finite.
-    """
-    volume, affine = read_array(path, what=what)
-    return MetaTensor(torch.from_numpy(volume.astype(np.float32))[None], affine=affine)
+        if kept.facts["id"] != case.id:
+            raise UserError(f"{path}: holds the case {kept.facts['id']}, expected {case.id}. Rename one of them, and prepare the data again.")
+        return cls(case, kept.image, kept.label, *_grid(kept.facts), places=kept.places, shares=kept.shares)
 
 
 def read_array(path: str | Path, *, what: str = "image", labels: dict[int, str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A 3D volume (D, H, W) as its file holds it, in the file's own type and order, which is a quarter of the memory and time for a CT; and its
-    affine (4, 4) float64, to mm (RAS+). `labels` (raw value -> name): it is a label, which may be a folder of masks. Errors as `read_volume`."""
+    affine (4, 4) float64, to mm (RAS+). `labels` (raw value -> name): it is a label, which may be a folder of masks.
+
+    Raises UserError: no such file, unreadable, not 3D, not finite.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file; expected the {what} of a case. Check the path, or fetch the data again.")
@@ -114,28 +113,23 @@ def read_array(path: str | Path, *, what: str = "image", labels: dict[int, str] 
 
 
 def read_oriented(path: str | Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """A file's volume (D, H, W) turned to RAS+ without resampling, for showing, and its spacing in mm. Errors as `read_volume`."""
-    volume = Orientation("RAS", labels=None)(read_volume(path))
-    return volume[0].numpy(), tuple(np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).tolist())
+    """A file's volume (D, H, W) turned to RAS+ without resampling, for showing, and its spacing in mm. Errors as `read_array`."""
+    volume, affine = to_ras(*read_array(path))
+    return volume, tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
 
 
-def read_label(path: str | Path, like: MetaTensor, manifest: Manifest) -> MetaTensor:
-    """Class indices (1, D, H, W) uint8 of a label file on the grid of its image `like`.
+def read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """Class indices (D, H, W) uint8 of a label file on the grid of its image, which has this shape and affine.
 
     Raises UserError: another shape or place in space than the image's, values that are no labels, none of the manifest's classes.
     """
-    affine = np.asarray(like.affine, np.float64)
-    return MetaTensor(torch.from_numpy(_read_label(path, tuple(like.shape[1:]), affine, manifest))[None], affine=affine)
-
-
-def _read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, manifest: Manifest) -> np.ndarray:
     raw, place = read_array(path, what="label", labels=manifest.labels)
     if raw.shape != shape:
         raise UserError(
             f"{path}: found a label of {_times(raw.shape)} voxels, expected the image's {_times(shape)}. "
             "Pair the right files, or resample the label onto the image."
         )
-    apart = _apart_mm(shape, place, affine)
+    apart = apart_mm(affine, place, shape)
     if apart > APART_MM:
         raise UserError(f"{path}: its affine places it up to {apart:.3g} mm from the image, expected at most {APART_MM}. Resample the label onto the image.")
     merged = np.empty_like(raw, dtype=np.uint8)
@@ -148,12 +142,6 @@ def _read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, ma
     if not merged.any():
         raise UserError(f"{path}: no voxel of any class of {manifest.name} ({', '.join(manifest.class_names[1:])}). Check the manifest's raw label values.")
     return merged
-
-
-def _apart_mm(shape: tuple[int, ...], a: np.ndarray, b: np.ndarray) -> float:
-    """Largest distance of a corner of a volume under one affine from where the other places it."""
-    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))])
-    return float(np.linalg.norm(corners @ (a - b).T, axis=1).max())
 
 
 def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None, cache: Path | None = None) -> PreparedCase:
@@ -173,7 +161,7 @@ def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None,
     settings = Preparation(spacing_mm=spacing_mm and tuple(spacing_mm))
     for path in (case.image, case.label):
         if path is not None and not Path(path).exists():
-            read_volume(path, what="image" if path == case.image else "label")
+            read_array(path, what="image" if path == case.image else "label")
     kept = (cache or cache_dir() / "prepared") / f"{case.id}-{fingerprint(case, settings, sha256_of)[:16]}.zip"
     try:
         found = CaseFile.open(kept)
@@ -188,46 +176,89 @@ def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None,
 def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | None = None) -> None:
     """Prepare a case and write its file (`cache.write_case`). `told` is its fingerprint where that is known. Raises UserError as `prepare`."""
     manifest = load_manifest(case.manifest)
-    arrays, grid = _prepare(case, manifest, settings)
+    image, label, shares, grid = _prepare(case, manifest, settings)
     window = manifest.window_of(case.modality) if settings.intensity == "scaled" else None
     facts = {"id": case.id, "manifest": manifest.name, "fingerprint": told or fingerprint(case, settings, sha256_of)}
-    write_case(path, image=arrays["image"], label=arrays.get("label"), facts=facts | grid, window=window)
+    write_case(path, image=image, label=label, facts=facts | grid, window=window, shares=shares)
 
 
-def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays of a case, and its grid as JSON holds it. At a time, memory holds the file's volume and one that is being made of it."""
+def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.ndarray, np.ndarray | None, Iterable[np.ndarray], dict]:
+    """Image, label and shares of a case, and its grid as JSON holds it. At a time, memory holds the file's volume and one that is being made of it."""
     volume, native_affine = read_array(case.image)
     native_shape = volume.shape
     volume, affine = to_ras(volume, native_affine)
     step = Resampling.to_spacing(volume.shape, affine, settings.spacing_mm or manifest.spacing_mm)
-    whole = step.image(volume)
-    del volume
-
     low = manifest.window_of(case.modality)[0]
-    box = _body(whole, low)
-    if box is None:
+    near = _box_above(volume, low)
+    if near is not None:  # what takes nothing from these voxels cannot be above `low`, and is not resampled
+        near = step.around(near, margin=MARGIN_VOXELS)
+        whole = step.image(volume, near)
+        body = _box_above(whole, low, margin=MARGIN_VOXELS)
+    del volume
+    if near is None:
         raise UserError(f"{case.image}: no voxel above {low:g}, the low end of {manifest.name}'s intensity window. Is it in the manifest's unit?")
-    arrays = {"image": np.ascontiguousarray(whole[box])}
+    if body is None:
+        told = f"{_times(step.new_shape)} voxels at the prepared spacing, none of them above {low:g}, the low end of the intensity window"
+        raise UserError(f"{case.image}: found {told}; expected a body in them. Is its spacing in mm?")
+    image = np.ascontiguousarray(whole[body])
     del whole
+    box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(near, body, strict=True))
+    label, shares = None, ()
     if case.label:
-        label = to_ras(_read_label(case.label, native_shape, native_affine, manifest), native_affine)[0]
-        arrays["label"] = (step.label if settings.labels == "nearest" else step.label_by_class)(label, box)
+        read = to_ras(read_label(case.label, native_shape, native_affine, manifest), native_affine)[0]
+        if settings.labels == "nearest":
+            label = step.label(read, box)
+        else:
+            classes, fitted = len(manifest.class_names), settings.labels == "shares"
+            label = _largest(step, read, box, classes, fitted=fitted)
+            shares = _shares(step, read, box, classes) if fitted else ()
     cropped = step.new_affine.copy()
     cropped[:3, 3] += cropped[:3, :3] @ [part.start for part in box]
-    shape = [int(n) for n in arrays["image"].shape]
-    return arrays, {"shape": shape, "affine": cropped.tolist(), "native_shape": [int(n) for n in native_shape], "native_affine": native_affine.tolist()}
+    shapes = {"shape": [int(n) for n in image.shape], "native_shape": [int(n) for n in native_shape]}
+    return image, label, shares, shapes | {"affine": cropped.tolist(), "native_affine": native_affine.tolist()}
 
 
-def _body(image: np.ndarray, low: float) -> tuple[slice, slice, slice] | None:
+def _largest(step: Resampling, label: np.ndarray, box: Box, classes: int, *, fitted: bool) -> np.ndarray:
+    """(D, H, W) uint8: the class with the largest share in each voxel of a box, the first of equal ones; slab by slab, for memory."""
+    chosen = np.zeros([part.stop - part.start for part in box], np.uint8)
+    for slab in _slabs(box):
+        best, here = step.share(label, 0, slab, fitted=fitted), chosen[slab[0].start - box[0].start : slab[0].stop - box[0].start]
+        for index in range(1, classes):
+            share = step.share(label, index, slab, fitted=fitted)
+            here[share > best] = index
+            np.maximum(best, share, out=best)
+    return chosen
+
+
+def _shares(step: Resampling, label: np.ndarray, box: Box, classes: int) -> Iterator[np.ndarray]:
+    """Each class's share in each voxel of a box, background first, uint8."""
+    for index in range(classes):
+        yield np.concatenate([in_bytes(step.share(label, index, slab, fitted=True)) for slab in _slabs(box)])
+
+
+def _slabs(box: Box) -> Iterator[Box]:
+    """Boxes that cut a box along its first axis."""
+    first, *rest = box
+    layer = int(np.prod([part.stop - part.start for part in rest]))
+    for start in range(first.start, first.stop, rows := max(1, SLAB_VOXELS // layer)):
+        yield slice(start, min(start + rows, first.stop)), *rest
+
+
+def _box_above(image: np.ndarray, low: float, *, margin: int = 0) -> Box | None:
     """The box around all voxels above `low`, with a margin where there is room; None where there is no such voxel."""
-    inside = image > low
-    box = []
-    for axis, n in enumerate(image.shape):
-        found = np.flatnonzero(inside.any(tuple(other for other in range(3) if other != axis)))
-        if not len(found):
-            return None
-        box.append(slice(max(0, int(found[0]) - MARGIN_VOXELS), min(n, int(found[-1]) + 1 + MARGIN_VOXELS)))
-    return tuple(box)
+    order = np.argsort([-abs(stride) for stride in image.strides], kind="stable")  # layer by layer, as they lie in memory
+    low = math.floor(low) if image.dtype.kind in "iu" else low  # the same for whole numbers, which are then compared as such
+    found = [np.zeros(image.shape[axis], bool) for axis in order]
+    for index, layer in enumerate(image.transpose(order)):
+        inside = layer > low
+        found[0][index] = inside.any()
+        found[1] |= inside.any(1)
+        found[2] |= inside.any(0)
+    if not found[0].any():
+        return None
+    ends = [(int(line.argmax()), len(line) - int(line[::-1].argmax())) for line in found]
+    box = [slice(max(0, start - margin), min(len(line), stop + margin)) for line, (start, stop) in zip(found, ends, strict=True)]
+    return tuple(box[place] for place in np.argsort(order))
 
 
 def _grid(facts: dict) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:

@@ -146,11 +146,13 @@ def _checked(path: Path, raw: _Raw) -> Volume:
         raise ReadFault(path, "not 3D", f"shape {times(data.shape)}")
     if data.dtype.kind not in "iufb":
         raise ReadFault(path, "pixel type", f"values of type {data.dtype}")
+    if not np.isfinite(raw.affine).all():
+        raise ReadFault(path, "affine", "one that is not finite")
     linear = raw.affine[:3, :3]
     lengths = np.linalg.norm(linear, axis=0)
-    unit = linear / np.where(lengths > 1e-9, lengths, np.nan)
-    if not np.isfinite(raw.affine).all() or not abs(np.linalg.det(unit)) > _FLAT:
-        raise ReadFault(path, "affine", "one that is not finite, or flat")
+    unit = linear / np.where(lengths > 1e-9, lengths, np.inf)
+    if abs(np.linalg.det(unit)) <= _FLAT:
+        raise ReadFault(path, "affine", "one that is flat")
     if not np.allclose(unit.T @ unit, np.eye(3), atol=1e-2):
         remarks.append(Remark("sheared", "axes that are not"))
     return Volume(data, raw.affine, tuple(remarks), raw.modality)

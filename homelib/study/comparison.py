@@ -5,7 +5,7 @@ import pandas as pd
 from ..data.cases import the_one
 from ..data.demo import DemoData
 from ..data.manifest import load_manifest
-from ..data.prepare import PreparedCase, read_label, read_volume
+from ..data.prepare import PreparedCase, read_label
 from ..run.checkpoint import trained_network
 from ..run.evaluate import evaluate
 from ..run.folder import Run, written_whole
@@ -44,7 +44,7 @@ def measure(run: Run, demo: DemoData) -> pd.DataFrame:
 
 def _measure(run: Run, role: str, case: PreparedCase, methods: dict) -> pd.DataFrame:
     manifest = load_manifest(case.case.manifest)
-    reference = read_label(case.case.label, read_volume(case.case.image), manifest)[0].numpy().astype("uint8")
+    reference = read_label(case.case.label, case.native_shape, case.native_affine, manifest)
     spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
     tables = []
     for method, predict in methods.items():

@@ -155,7 +155,7 @@ def dice_bars(metrics: pd.DataFrame, *, title: str) -> Figure:
         )
     ax.set_xticks(range(len(classes)), [c.replace("_", " ") for c in classes], fontsize=8)
     ax.set(ylabel="Dice", ylim=(0, 1))
-    ax.legend(frameon=False, fontsize=8, ncols=len(methods))
+    ax.legend(frameon=False, fontsize=8, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -209,7 +209,7 @@ def test_a_class_that_few_cases_have_is_drawn_as_often_as_the_others(prepared):
 
 
 def test_settings_that_are_none_are_one_line():
-    with pytest.raises(UserError, match=r"^labels: found 'cubic'; .*'nearest' or 'linear'"):
+    with pytest.raises(UserError, match=r"^labels: found 'cubic'; .*'nearest', 'linear' or 'shares'"):
         preparation(labels="cubic")
     with pytest.raises(UserError, match=r"^spacing_mm\.1: found -1\.0"):
         preparation(spacing_mm=(1.0, -1.0, 1.0))

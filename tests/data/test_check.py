@@ -13,7 +13,8 @@ import pytest
 
 from homelib.data import check as module
 from homelib.data.check import check, kept_reports
-from homelib.data.checks import CHECKS
+from homelib.data.checks import CHECKS, NAMES_AND_PAIRS
+from homelib.data.cohort import prepare_all
 from homelib.data.examine import Rules, examine
 from homelib.data.fix import fix, save
 from homelib.data.layouts import find_cases
@@ -81,6 +82,22 @@ def test_the_corpus_is_large_enough_and_covers_every_check():
     assert len(corpus.SPOILT) >= 40
     covered = {name for checks in corpus.SPOILT.values() for name in checks}
     assert covered | ELSEWHERE == set(CHECKS)
+
+
+def test_the_good_cases_are_prepared_and_of_the_others_none_stops_them(folder, manifest, tmp_path):
+    """A spoilt one is prepared where its voxels can be trusted to lie where they should, else told in one line that a user can act on."""
+    outcomes = {outcome.case: outcome for outcome in prepare_all(find_cases(manifest, folder / "data").cases, tmp_path / "out", progress=False)}
+    assert {outcomes[name].state for name in corpus.GOOD} == {"prepared"}
+    harmless = {*NAMES_AND_PAIRS, "duplicate image", "wrong modality", "not HU", "range", "label values", "masks overlap"}
+    harmless |= {name for name, kind in CHECKS.items() if kind.severity != "error"}
+    for case_id, checks in corpus.SPOILT.items():
+        if case_id in outcomes:
+            expected = "prepared" if set(checks) <= harmless - {"constant", "spacing"} else "failed"
+            assert outcomes[case_id].state == expected, (case_id, outcomes[case_id])
+    for outcome in outcomes.values():
+        assert "\n" not in outcome.message
+        assert "expected a volume that can be prepared" not in outcome.message  # nothing that nobody thought of
+        assert (outcome.state == "failed") == bool(outcome.message)
 
 
 def test_every_finding_says_what_to_do(checked):

@@ -22,6 +22,7 @@ from homelib.data.manifest import Case
 from homelib.data.prepare import Preparation
 
 SETTINGS = Preparation(spacing_mm=(12.0, 12.0, 12.0))
+KILLS = int(os.environ.get("HOMELIB_TEST_KILLS", "3"))  # of all processes of a preparation; HOMELIB_TEST_KILLS=10 for more
 
 
 @pytest.fixture
@@ -69,6 +70,21 @@ def test_the_same_inputs_give_the_same_bytes_in_one_process_and_in_several(cases
     run(cases, tmp_path / "one")
     assert states(run(cases, tmp_path / "two", workers=2)) == ["prepared"] * 4
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_process_that_prepares_waits_for_neither_pytorch_nor_monai(cases, tmp_path):
+    (tmp_path / "job.py").write_text(ALONE)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((cases[:1], tmp_path / "out", SETTINGS)))
+    done = subprocess.run([sys.executable, tmp_path / "job.py", tmp_path / "job.pickle"], capture_output=True, text=True)
+    assert done.stdout.strip() == "['prepared'] []", done.stderr
+
+
+ALONE = """
+import pickle, sys
+from homelib.data.cohort import prepare_all
+cases, folder, settings = pickle.load(open(sys.argv[1], "rb"))
+print([outcome.state for outcome in prepare_all(cases, folder, settings, progress=False)], sorted({"torch", "monai", "pandas"} & set(sys.modules)))
+"""
 
 
 def test_a_second_run_does_nothing(cases, tmp_path, monkeypatch):
@@ -179,23 +195,24 @@ def test_workers_end_with_the_process_that_started_them(stuck):
 
 def reading(ancestor: int) -> list[int]:
     """Processes below another one that wait for a named pipe to be opened (Linux)."""
-    parents, waiting = {}, set()
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdigit():
-                parents[int(entry)] = int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1])
-                if open(f"/proc/{entry}/wchan").read() in ("wait_for_partner", "fifo_open"):
-                    waiting.add(int(entry))
-        except OSError:
-            continue
-    found = []
-    for process in waiting:
-        above = process
-        while above in parents and above != ancestor:
-            above = parents[above]
-        if above == ancestor:
-            found.append(process)
+    return [process for process in below(ancestor) if told(process, "wchan") in ("wait_for_partner", "fifo_open")]
+
+
+def below(ancestor: int) -> list[int]:
+    """Processes that another one has started, and those that these have (Linux)."""
+    parents = {int(entry): int(stat.rsplit(")", 1)[1].split()[1]) for entry in os.listdir("/proc") if entry.isdigit() and (stat := told(entry, "stat"))}
+    found, left = [], [ancestor]
+    while left:
+        children = [child for child, parent in parents.items() if parent == left[0]]
+        found, left = found + children, left[1:] + children
     return found
+
+
+def told(process: int | str, what: str) -> str:
+    try:
+        return open(f"/proc/{process}/{what}").read()
+    except OSError:  # it has ended
+        return ""
 
 
 # ---------------------------------------------------------------- killed
@@ -248,6 +265,37 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the workers")
+def test_killed_with_all_its_workers_nothing_finished_is_lost_and_the_end_is_the_same(cases, tmp_path):
+    """Each time at a random moment after the work has begun; sometimes a worker alone, which the others make up for."""
+    many = [replace(case, id=f"{case.id}-{copy}") for copy in range(6 * KILLS) for case in cases]
+    out, rng = tmp_path / "out", random.Random(KILLS)
+    run(many, tmp_path / "undisturbed", workers=2)
+    (tmp_path / "job.py").write_text(WORKERS)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((many, out, SETTINGS)))
+    finished: dict[str, bytes] = {}
+    cut_short = 0
+    for number in range(KILLS):
+        process = subprocess.Popen([sys.executable, tmp_path / "job.py", tmp_path / "job.pickle"], stdout=subprocess.DEVNULL)
+        wait_for(lambda process=process, before=finished: len(contents(out)) > len(before) or process.poll() is not None)
+        time.sleep(rng.uniform(0.0, 0.2))
+        if number % 2 and (workers := below(process.pid)):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            time.sleep(rng.uniform(0.0, 0.2))
+        workers = below(process.pid)
+        process.kill()
+        process.wait()
+        wait_for(lambda workers=workers: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
+        now = contents(out)
+        assert finished.items() <= now.items()  # what was finished is there, as it was
+        finished = now
+        cut_short += len(now) < len(many)
+    assert cut_short >= KILLS - 1
+    run(many, out, workers=2)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert not [path.name for path in out.iterdir() if cohort._PART.fullmatch(path.name)]
+
+
 # ---------------------------------------------------------------- names, and who is at work
 
 
@@ -257,7 +305,7 @@ def test_two_cases_of_one_name_are_refused_before_anything_is_done(cases, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b", "Fall Äpfel", "x" * 400, ".hidden", ""])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "Fall Äpfel", "x" * 400, ".hidden", "latin-\udcfc", ""])
 def test_a_case_of_any_name_has_a_plain_file_in_the_folder(name, tmp_path):
     path = case_path(tmp_path, name)
     assert path.parent == tmp_path
@@ -279,6 +327,14 @@ def test_a_folder_with_other_files_is_left_as_it_is(cases, tmp_path):
     with pytest.raises(UserError, match=r"out: holds case-0\.zip, expected an empty folder or one of prepared cases"):
         run(cases, tmp_path / "out")
     assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"mine"]
+
+
+def test_a_file_of_another_case_is_refused(cases, tmp_path):
+    """Where small and capital letters are one to the disk, `Case-0` and `case-0` have one file."""
+    run(cases[:1], tmp_path / "out")
+    (tmp_path / "out" / "case-0.zip").rename(tmp_path / "out" / "Case-0.zip")
+    with pytest.raises(UserError, match=r"Case-0\.zip: holds the case case-0, expected Case-0"):
+        open_all([replace(cases[0], id="Case-0")], tmp_path / "out")
 
 
 def test_a_case_that_was_never_prepared_is_one_line(tmp_path):

@@ -13,7 +13,8 @@ import pytest
 
 from homelib import UserError
 from homelib.data import fetch
-from homelib.data.fetch import Archive, download, fetch_archives
+from homelib.data.fetch import archive_of, download, fetch_archives, root_of, steps
+from homelib.data.manifest import list_manifests, load_manifest
 from homelib.data.unpack import unpack
 
 BODY = np.random.default_rng(0).bytes(400_000)
@@ -71,7 +72,7 @@ def server(monkeypatch):
 
 
 def archive(server, body=BODY):
-    return Archive(server.url, hashlib.sha256(body).hexdigest())
+    return archive_of(server.url, sha256=hashlib.sha256(body).hexdigest())
 
 
 def test_a_cut_connection_goes_on_where_it_stopped(server, tmp_path):
@@ -112,8 +113,8 @@ def test_what_cannot_be_gone_on_with_is_fetched_from_the_beginning(how, server, 
 
 
 def test_a_wrong_sha256_is_refused_and_nothing_kept(server, tmp_path):
-    wanted = Archive(server.url, "0" * 64)
-    with pytest.raises(UserError, match=rf"found another sha256 than {'0' * 64}, the one expected; refused, nothing kept"):
+    wanted = archive_of(server.url, sha256="0" * 64)
+    with pytest.raises(UserError, match=rf"found another checksum than sha256:{'0' * 64}, the one expected; refused, nothing kept"):
         download(wanted, tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="refused"):
@@ -132,7 +133,7 @@ def test_a_refusal_is_one_line_at_once(status, said, server, tmp_path):
 
 def test_nobody_there_is_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "ATTEMPTS", 2)
-    nowhere = Archive("http://127.0.0.1:9/data.tar", "0" * 64)
+    nowhere = archive_of("http://127.0.0.1:9/data.tar", sha256="0" * 64)
     with pytest.raises(UserError, match="cannot be fetched") as caught:
         download(nowhere, tmp_path, progress=False)
     assert "\n" not in str(caught.value)
@@ -141,7 +142,42 @@ def test_nobody_there_is_one_line(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("url", "sha256", "said"), [("ftp://x/y", "0" * 64, "^url: found"), ("https://x/y", "abc", "^sha256: found 'abc'")])
 def test_an_address_or_checksum_that_is_none_is_refused(url, sha256, said):
     with pytest.raises(UserError, match=said):
-        Archive(url, sha256)
+        archive_of(url, sha256=sha256)
+
+
+@pytest.mark.parametrize("sums", [{}, {"sha256": "0" * 64, "md5": "0" * 32}], ids=["none", "two"])
+def test_an_archive_has_one_checksum(sums):
+    with pytest.raises(UserError, match="^checksum: expected one, --sha256 or --md5"):
+        archive_of("https://x/y", **sums)
+
+
+def test_a_source_that_publishes_an_md5_alone_is_checked_by_it(server, tmp_path):
+    assert download(archive_of(server.url, md5=hashlib.md5(BODY).hexdigest()), tmp_path, progress=False).read_bytes() == BODY
+    with pytest.raises(UserError, match=rf"found another checksum than md5:{'0' * 32}"):
+        download(archive_of(server.url, md5="0" * 32), tmp_path, progress=False)
+
+
+def test_the_folder_of_a_data_set_is_the_one_in_its_archive(tmp_path):
+    (tmp_path / "set" / "imagesTr").mkdir(parents=True)
+    assert root_of(tmp_path) == tmp_path / "set"
+    (tmp_path / "set2").mkdir()
+    assert root_of(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("name", [name for name in list_manifests() if not load_manifest(name).cases])
+def test_every_data_set_says_how_it_is_had(name):
+    """Archives to download, or steps with an address, and in the end what to do with the folder."""
+    manifest = load_manifest(name)
+    told = steps(manifest)
+    assert manifest.archives or "1. " in told
+    assert f"home data check {name} ROOT" in told
+    assert manifest.licence in told
+    if manifest.access != "private":
+        assert "https://" in told or "http://" in told
+        assert ("after a registration" in told) == (manifest.access == "registration")
+    for archive in manifest.archives:
+        assert manifest.access == "open"
+        assert archive.checksum.split(":")[0] in ("sha256", "md5")
 
 
 def test_a_data_set_is_fetched_and_unpacked_once(server, tmp_path):

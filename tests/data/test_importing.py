@@ -104,6 +104,19 @@ def test_dataset_json_names_classes_and_modality(tmp_path, version):
     assert {case.id: (case.part, case.label is None) for case in find_cases(manifest, root).cases}["liver_100"] == ("test", True)
 
 
+def test_a_spoilt_case_is_left_to_the_check(tmp_path):
+    """The others give the manifest; what was left out is told."""
+    root = tmp_path / "data"
+    write(root, LAYOUTS["nnU-Net"])
+    shutil.copy(root / "imagesTr" / "liver_001_0000.nii.gz", root / "labelsTr" / "liver_001.nii.gz")
+    (root / "imagesTr" / "liver_002_0000.nii.gz").write_bytes(b"cut")
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    assert sorted(manifest.labels) == [1, 2, 5]
+    assert [line for line in manifest.unverified if "liver_001.nii.gz: found values from" in line]
+    checked = check(manifest, root, workers=1, kept=tmp_path / "kept")
+    assert {finding.case for finding in checked.findings if finding.severity == "error"} == {"liver_001", "liver_002"}
+
+
 def test_nothing_is_overwritten_and_what_cannot_be_told_is_one_line(tmp_path):
     root, out = tmp_path / "data", tmp_path / "mine.yaml"
     write(root, LAYOUTS["nnU-Net"])
@@ -124,7 +137,8 @@ def test_nothing_is_overwritten_and_what_cannot_be_told_is_one_line(tmp_path):
     (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}, "labels": {}}))
     refusal("2 channels")
     (root / "dataset.json").unlink()
-    shutil.copy(root / "imagesTr" / "liver_001_0000.nii.gz", root / "labelsTr" / "liver_001.nii.gz")
+    for name in LAYOUTS["nnU-Net"]:
+        shutil.copy(root / "imagesTr" / f"{name}_0000.nii.gz", root / "labelsTr" / f"{name}.nii.gz")
     refusal("Is it a label", modality="CT")
     out.write_text("mine")
     refusal("exists already")

@@ -1,5 +1,6 @@
 """From files to arrays and back: bad files are one line each, orientation is undone, the grid comes back exactly, the cache is used and renewed."""
 
+import tracemalloc
 import zipfile
 from dataclasses import replace
 
@@ -9,8 +10,11 @@ import pytest
 
 from homelib import UserError
 from homelib.data import prepare as module
+from homelib.data.cache import CaseFile
+from homelib.data.grid import Resampling
 from homelib.data.manifest import Case, load_manifest
-from homelib.data.prepare import MARGIN_VOXELS, prepare
+from homelib.data.phantom import ct_phantom
+from homelib.data.prepare import MARGIN_VOXELS, Preparation, prepare, prepare_into
 from homelib.run.predict import one_hot, to_native
 
 MANIFEST = load_manifest("demo_ct")
@@ -47,6 +51,17 @@ def files(phantoms, tmp_path):
 def prepared_at(tmp_path):
     """prepare(), with a cache of this test's own."""
     return lambda case, spacing_mm: prepare(case, spacing_mm=(spacing_mm,) * 3 if isinstance(spacing_mm, float) else spacing_mm, cache=tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def finer(phantoms, tmp_path_factory):
+    """phantom-a with voxels of 3 mm, 100 x 100 x 100 of them, gzipped."""
+    image, label, affine = ct_phantom(1, shape=(100, 100, 100), spacing_mm=3.36)
+    raw = np.array([0, *(values[0] for values in MANIFEST.classes.values())], np.uint8)[label]
+    folder = tmp_path_factory.mktemp("finer")
+    for name, volume in (("image", image), ("label", raw)):
+        nib.save(nib.Nifti1Image(volume, affine), folder / f"{name}.nii.gz")
+    return replace(phantoms["phantom-a"], image=folder / "image.nii.gz", label=folder / "label.nii.gz")
 
 
 # ---------------------------------------------------------------- bad input
@@ -165,6 +180,34 @@ def test_the_crop_keeps_the_body_and_a_margin(files, prepared_at):
         assert size - 1 - body[:, axis].max() <= MARGIN_VOXELS
     assert (files.image > MANIFEST.intensity_window[0]).sum() == len(body)
     assert np.bincount(found.label.ravel())[1:].tolist() == np.bincount(MANIFEST.merge(files.label).ravel())[1:].tolist()
+
+
+@pytest.mark.parametrize("spacing_mm", [21.0, 10.0, 5.0])
+def test_what_lies_beyond_the_body_need_not_be_resampled(spacing_mm, files, prepared_at):
+    """Only the part that may be body is resampled: it is that of the whole scan resampled, and then cropped."""
+    found = prepared_at(files.write(), spacing_mm)
+    step = Resampling.to_spacing(files.image.shape, files.affine, (spacing_mm,) * 3)
+    whole = step.image(files.image)
+    body = np.argwhere(whole > MANIFEST.intensity_window[0])
+    start, stop = np.maximum(body.min(0) - MARGIN_VOXELS, 0), np.minimum(body.max(0) + 1 + MARGIN_VOXELS, whole.shape)
+    np.testing.assert_allclose(found.image, whole[tuple(map(slice, start, stop))], atol=1e-3)
+    np.testing.assert_allclose(found.affine[:3, 3], (step.new_affine @ [*start, 1])[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing_mm", [(5.0, 5.0, 5.0), (3.0, 3.0, 3.0), (6.0, 6.0, 1.5)], ids=str)
+@pytest.mark.parametrize("labels", ["nearest", "linear", "shares"])
+def test_memory_is_that_of_four_volumes_at_most(labels, spacing_mm, finer, tmp_path):
+    """All that Python and NumPy allocate, over the scan or the prepared volume (float32), whichever is larger."""
+    settings = Preparation(spacing_mm=spacing_mm, labels=labels)
+    prepare_into(tmp_path / "first.zip", finer, settings)  # what is imported and read once
+    tracemalloc.start()
+    try:
+        prepare_into(tmp_path / "case.zip", finer, settings)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    prepared = CaseFile.open(tmp_path / "case.zip").image
+    assert peak < 4 * 4 * max(np.prod(nib.load(finer.image).shape), prepared.size)
 
 
 def test_what_the_coarse_grid_cannot_hold_is_smoothed_away(files, prepared_at):

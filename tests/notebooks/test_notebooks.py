@@ -22,7 +22,7 @@ NOTEBOOKS = {path.stem: path for path in notebooks()}
 MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel"}
 FIGURES = {  # at least
     "00_start_here": 1,
-    "01_data_preparation": 6,
+    "01_data_preparation": 11,
     "02_model_walkthrough": 1,
     "03_training": 3,
     "04_prediction_and_evaluation": 4,
