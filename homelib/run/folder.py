@@ -1,4 +1,5 @@
-"""A run folder: `runs/<name>/` with settings.json, status.json, history.csv, last.ckpt, best.safetensors, metrics.csv, predictions/, figures/.
+"""A run folder: `runs/<name>/` with settings.json, status.json, history.csv, last.ckpt and the one before it, best.safetensors, and by what is done
+with it validation.csv, initial.csv, samples/, metrics.csv, predictions/, figures/.
 
 Files are written beside and renamed, so that a killed run leaves either the old file or the new one.
 """
@@ -14,7 +15,8 @@ from ..config import Settings
 from ..errors import UserError
 from ..paths import written_whole
 
-State = Literal["queued", "running", "done", "failed", "stale"]
+HISTORY = ("step", "loss", "learning_rate", "gradient_norm", "seconds")  # that every row has
+State = Literal["queued", "running", "stopped", "done", "failed", "stale"]
 
 
 class Run:
@@ -33,6 +35,10 @@ class Run:
 
     settings_file = property(lambda self: self.folder / "settings.json")
     checkpoint_file = property(lambda self: self.folder / "last.ckpt")
+    previous_file = property(lambda self: self.folder / "previous.ckpt")
+    validation_file = property(lambda self: self.folder / "validation.csv")
+    initial_file = property(lambda self: self.folder / "initial.csv")
+    samples = property(lambda self: self.folder / "samples")
     weights_file = property(lambda self: self.folder / "best.safetensors")
     history_file = property(lambda self: self.folder / "history.csv")
     metrics_file = property(lambda self: self.folder / "metrics.csv")
@@ -49,8 +55,8 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a step: step, loss, learning_rate, seconds; empty before the first."""
-        return pd.read_csv(self.history_file) if self.history_file.exists() else pd.DataFrame(columns=["step", "loss", "learning_rate", "seconds"])
+        """One row a step: step, loss, learning_rate, gradient_norm (before clipping), seconds, and what validation added; empty before the first."""
+        return pd.read_csv(self.history_file) if self.history_file.exists() else pd.DataFrame(columns=list(HISTORY))
 
     @property
     def metrics(self) -> pd.DataFrame:
