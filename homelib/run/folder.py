@@ -16,6 +16,20 @@ from ..errors import UserError
 from ..paths import written_whole
 
 HISTORY = ("step", "loss", "learning_rate", "gradient_norm", "seconds")  # that every row has
+CONTENTS = {
+    "settings.json": "every setting",
+    "status.json": "how far it is, or how it ended",
+    "history.csv": "loss, learning rate and gradient norm of each step, and what validation found",
+    "best.safetensors": "the weights to predict with",
+    "last.ckpt": "all that it takes to go on",
+    "previous.ckpt": "the same, of the checkpoint before",
+    "validation.csv": "Dice of each validation case and class, with the best weights",
+    "initial.csv": "what was taken of the weights that it started from",
+    "samples": "predictions on the training patient as they became better",
+    "tensorboard": "the history for TensorBoard",
+    "metrics.csv": "what the evaluation found",
+    "predictions": "label volumes as NIfTI",
+}
 State = Literal["queued", "running", "stopped", "done", "failed", "stale"]
 
 
@@ -78,3 +92,12 @@ class Run:
     def set_state(self, state: State, **told: object) -> None:
         with written_whole(self.folder / "status.json") as part:
             part.write_text(json.dumps({"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **told}) + "\n")
+
+    def saved(self) -> pd.DataFrame:
+        """What the folder holds: one row a file or folder, with its size in MiB and what it is."""
+        rows = []
+        for name, what in CONTENTS.items():
+            if (path := self.folder / name).exists():
+                files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+                rows.append({"file": name, "MiB": sum(file.stat().st_size for file in files) / 2**20, "what": what})
+        return pd.DataFrame(rows, columns=["file", "MiB", "what"])

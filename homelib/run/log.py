@@ -10,6 +10,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 from ..errors import UserError
 from .folder import HISTORY, written_whole
 
@@ -97,5 +102,9 @@ class Progress:
 
 
 def memory_gib() -> float | None:
-    """The most GPU memory that this process has held; None without a GPU."""
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    """The most memory that this process has held: of its GPU, else of the machine; None where the system does not tell (Windows)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -24,24 +24,16 @@ def inject(monkeypatch):
     """Make the images of some steps, each time they come or the first time alone, NaN."""
 
     def do(steps, *, once: bool):
-        original, seen = train.train_step, []
+        original, seen = train.Feed.steps, []
 
-        def step(fabric, network, optimizer, batches, *arguments, **named):
-            number = len(step.rows())
-            if number in steps and not (once and number in seen):
-                seen.append(number)
-                batches = [(torch.full_like(image, math.nan), *rest) for image, *rest in batches]
-            return original(fabric, network, optimizer, batches, *arguments, **named)
+        def spoilt(self, first, end):
+            for step, batches in original(self, first, end):
+                if step in steps and not (once and step in seen):
+                    seen.append(step)
+                    batches = [(torch.full_like(image, math.nan), *rest) for image, *rest in batches]
+                yield step, batches
 
-        step.rows = lambda: step.training.history.rows
-        monkeypatch.setattr(train, "train_step", step)
-        begin = train._Training.go
-
-        def go(self):
-            step.training = self
-            return begin(self)
-
-        monkeypatch.setattr(train._Training, "go", go)
+        monkeypatch.setattr(train.Feed, "steps", spoilt)
 
     return do
 
