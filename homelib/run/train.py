@@ -129,7 +129,9 @@ class _Training:
         self.began = time.perf_counter() - (self.history.rows[-1]["seconds"] if self.history.rows else 0.0)
 
     def go(self) -> None:
-        """From where it is to the last step, or to where patience or a signal ends it."""
+        """From where it is to the last step, or to where patience or a signal ends it. A training that is done is left as it is."""
+        if (self.over or self.step == self.config.steps) and self.run.state == "done":
+            return
         self._tell("running", steps=self.step)
         if self.step == 0:
             self._keep()  # something to go back to; and a folder that cannot be written is known at once

@@ -36,7 +36,7 @@ fit(settings, list(cases.values()), sys.argv[2], validation=others)
 def test_two_processes_match_one_with_the_doubled_batch(smoke, phantoms, tmp_path):
     demo = demo_data("smoke")
     settings = override(with_demo_cases(smoke, demo), {"data.test_cases": (), "data.validation_cases": ("phantom-c",), "data.patch_voxels": (16, 16, 16)})
-    settings = override(settings, {"training.steps": 20, "training.validate_every": 10, "training.clip_norm": 1.0})
+    settings = override(settings, {"training.steps": 20, "training.validate_every": 10, "training.clip_norm": 1.0, "training.learning_rate": 1e-4})
     one = override(settings, {"training.batch_size": 4})
     two = override(settings, {"training.batch_size": 2, "training.devices": 2, "training.strategy": "ddp"})
     script, wanted = tmp_path / "train.py", tmp_path / "two.json"
