@@ -1,6 +1,6 @@
 """The training loop beside bare forward, backward and step; and whether the making of patches hides behind them.
 
-    python -m benchmarks.training [loop] [loading] [--profile laptop] [--steps 20] [--threads 2]
+    python -m benchmarks.training [loop] [loading] [--profile laptop] [--steps 40] [--threads 2]
 
 Prints tables and writes benchmarks/results/training.json. On a GPU, where there is one, `--accelerator cpu` keeps to the processor.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="both, if none is named")
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda"))
     told = parser.parse_args()

@@ -42,7 +42,7 @@ class Feed:
             batches = (_stacked([order[number * config.batch_size + item] for item in range(config.batch_size)]) for number in range(order.batches))
         else:
             generator = torch.Generator()  # so that torch's own is left alone
-            context = new_processes(__name__)
+            context = new_processes(type(self.source).__module__)
             loader = DataLoader(
                 order, batch_size=config.batch_size, num_workers=config.workers, collate_fn=_stacked, multiprocessing_context=context, generator=generator,
                 prefetch_factor=AHEAD, pin_memory=config.accelerator != "cpu" and torch.cuda.is_available(),

@@ -6,20 +6,19 @@ bit for bit. Under `ddp` and `fsdp` every process runs this file; the first one 
 
 import contextlib
 import errno
-import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ..config import Settings, TrainingConfig
+from ..config import Settings
 from ..data.prepare import PreparedCase
 from ..errors import UserError
+from .begin import OnValidation, check, claim, launched
 from .checkpoint import build_network, load_newest, save_checkpoint, save_state
 from .deep import DeeplySupervised, core
 from .estimate import needed_gib
@@ -36,11 +35,8 @@ from .step import class_weights, train_step
 from .validate import class_mean_dice, validate
 
 HEARTBEAT_SECONDS = 5  # how often status.json tells the steps done, and history.csv the rows
-MEANS = ("accelerator", "workers", "loggers", "checkpoint_every")  # settings that change how a run is computed, not what: they may differ when it goes on
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
-
-OnValidation = Callable[[int, nn.Module], dict[str, float]]
 
 
 def fit(
@@ -55,7 +51,7 @@ def fit(
     """Train a network, or go on with the training that the folder holds.
 
     Args:
-        settings: of the run; kept in the folder. A folder with other settings is refused, but for those of `MEANS`.
+        settings: of the run; kept in the folder. A folder with other settings is refused, but for those that only say how it is computed (`begin.MEANS`).
         cases: prepared, labelled.
         folder: `runs/<name>`; for several nodes, one that all of them see.
         validation: cases whose class-mean Dice chooses the best weights, and may end the training early.
@@ -71,10 +67,10 @@ def fit(
         Stopped: SIGTERM or SIGUSR1 came; the checkpoint is written, and the same call goes on.
     """
     run = Run(folder)
-    _check(settings, validation, on_validation)
-    fabric = _launched(settings.training)
+    check(settings, validation, on_validation)
+    fabric = launched(settings.training)
     if fabric.is_global_zero:
-        _claim(run, settings)
+        claim(run, settings)
     fabric.barrier()
     try:
         with StopRequest() as stop:
@@ -137,6 +133,7 @@ class _Training:
             self._keep()  # something to go back to; and a folder that cannot be written is known at once
         if self._due(self.step) and self.validated < self.step:
             self._validate()
+            self._pause(keep=True)
         while self.step < self.config.steps and not self.over:
             for step, batches in self.feed.steps(self.step, self.config.steps):
                 self._take(step, batches)
@@ -145,11 +142,7 @@ class _Training:
                     break
                 if self._due(self.step):
                     self._validate()
-                stopping = self._stopping()
-                if stopping or self._keeps():
-                    self._keep()
-                if stopping:
-                    raise Stopped(f"asked to stop after step {self.step}; {self.run.checkpoint_file} is written, the same command goes on from there")
+                self._pause(keep=self._keeps())
                 self._heartbeat()
                 if self.over:
                     break
@@ -158,6 +151,14 @@ class _Training:
             self.board.close()
         seconds = self.history.rows[-1]["seconds"]
         self._tell("done", steps=self.step, seconds=round(seconds, 1), skipped=self.guard.skipped, peak_gib=memory_gib(), best=self.best)
+
+    def _pause(self, *, keep: bool) -> None:
+        """Between two steps: a checkpoint where it is due, and an end where one was asked for."""
+        stopping = self._stopping()
+        if stopping or keep:
+            self._keep()
+        if stopping:
+            raise Stopped(f"asked to stop after step {self.step}; {self.run.checkpoint_file} is written, the same command goes on from there")
 
     def _take(self, step: int, batches: list[Batch]) -> None:
         config = self.config
@@ -338,50 +339,3 @@ class _Training:
     def _tell(self, state: State, **told: object) -> None:
         if self.first:
             self.run.set_state(state, **told)
-
-
-def _launched(config: TrainingConfig) -> Fabric:
-    """Fabric with the devices of the settings, and its other processes where there are several."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    strategy: object = config.strategy
-    if config.strategy == "fsdp":
-        from lightning_fabric.strategies import FSDPStrategy
-
-        from ..network.unet import Block
-
-        strategy = FSDPStrategy(auto_wrap_policy={Block})
-    try:
-        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes, strategy=strategy, precision=config.precision)
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"training.accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}: {reason}") from None
-    if config.devices * config.num_nodes > 1 or config.strategy != "auto":
-        fabric.launch()
-    return fabric
-
-
-def _check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:
-    names = label_space(settings.data).class_names
-    if settings.model.out_channels != len(names):
-        sets = " and ".join((settings.data.manifest, *settings.data.also))
-        found, told = settings.model.out_channels, f"{len(names)}, the classes of {sets} with its background"
-        raise UserError(f"model.out_channels: found {found}, expected {told}. Set model.out_channels={len(names)}.")
-    if unlabelled := [case.case.id for case in validation if case.label is None]:
-        raise UserError(f"data.validation_cases: found {', '.join(unlabelled)} without a label, expected labelled cases.")
-    if settings.training.strategy == "fsdp" and on_validation is not None:
-        raise UserError("training.strategy: found fsdp with a function of its own at validation, which one process alone would call; choose ddp.")
-
-
-def _claim(run: Run, settings: Settings) -> None:
-    """Make the folder this run's, or see that it is; settings of `MEANS` may be new."""
-    if run.settings_file.exists() and (theirs := run.settings) != settings:
-        alike = theirs.model_copy(update={"training": theirs.training.model_copy(update={name: getattr(settings.training, name) for name in MEANS})})
-        if alike != settings:
-            differ = [k for k in type(settings).model_fields if getattr(alike, k) != getattr(settings, k)]
-            raise UserError(
-                f"{run.folder}: holds a run with other settings ({', '.join(differ)}); nothing was changed. Choose another name, or delete the folder."
-            )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    if not run.settings_file.exists() or run.settings != settings:
-        with written_whole(run.settings_file) as part:
-            settings.save(part)

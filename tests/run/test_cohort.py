@@ -103,6 +103,16 @@ def test_validation_chooses_the_best_weights(ct_set, brief, tmp_path, monkeypatc
     assert pd.read_csv(run.validation_file)["step"].tolist() == [2]
 
 
+def test_cases_to_validate_on_that_are_not_at_hand_are_named(smoke, prepared, tmp_path):
+    settings = override(smoke, {"data.validation_cases": ("phantom-c",)})
+    with pytest.raises(UserError, match=r"^data\.validation_cases: found phantom-c, but no case is at hand to validate on"):
+        fit(settings, [prepared], tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match=r"^data\.train_cases and data\.validation_cases share phantom-a; weights are not chosen by a case"):
+        override(smoke, {"data.train_cases": ("phantom-a",), "data.validation_cases": ("phantom-a",)})
+    with pytest.raises(UserError, match=r"^training\.patience: needs data\.validation_cases"):
+        override(smoke, {"training.patience": 3})
+
+
 def test_patience_ends_a_training_and_it_stays_ended(ct_set, brief, tmp_path, monkeypatch):
     from homelib.run import train
 
@@ -119,7 +129,8 @@ def test_averaged_weights_are_what_is_validated_and_kept(ct_set, brief, tmp_path
     weights = []
     from homelib.run.checkpoint import load_checkpoint, trained_network
 
-    run = fit(made.settings, made.train, tmp_path / "run", progress=False, on_validation=lambda step, n: weights.append(n.head.weight.clone()) or {})
+    settings = override(made.settings, {"data.validation_cases": ()})
+    run = fit(settings, made.train, tmp_path / "run", progress=False, on_validation=lambda step, n: weights.append(n.head.weight.clone()) or {})
     state = load_checkpoint(run.checkpoint_file)
     assert not torch.equal(state["network"]["head.weight"], state["average"]["head.weight"])
     assert torch.equal(trained_network(run).head.weight, state["average"]["head.weight"])

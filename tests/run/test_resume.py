@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.killed import SETTINGS, kill_and_resume
+from benchmarks.killing import SETTINGS, kill_and_resume
 from homelib import UserError
 from homelib.config import override
 from homelib.run import checkpoint, resume
@@ -89,22 +89,28 @@ def test_a_signal_between_validations_is_answered_at_the_next_step(short, prepar
     assert len(Run(tmp_path / "run").history) == 3
 
 
-def test_a_validation_that_a_signal_cut_short_is_done_when_the_training_goes_on(short, prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_validation_that_a_signal_cut_short_is_done_when_the_training_goes_on(at, short, prepared, tmp_path, monkeypatch):
     settings = override(short, {"data.validation_cases": ("phantom-a",), "training.steps": 4})
     undisturbed = fit(settings, [prepared], tmp_path / "undisturbed", validation=[prepared], progress=False)
     from homelib.run import train
 
-    def cut_short(*arguments, stop, **named):
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
-        return
+    original, calls = train.validate, []
+
+    def cut_short(*arguments, stop):
+        calls.append(1)
+        if len(calls) == at / 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop()
+        return original(*arguments, stop=stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "validate", cut_short)
-        with pytest.raises(Stopped, match="after step 2"):
+        with pytest.raises(Stopped, match=f"after step {at}"):
             fit(settings, [prepared], tmp_path / "run", validation=[prepared], progress=False)
     run = fit(settings, [prepared], tmp_path / "run", validation=[prepared], progress=False)
     assert run.history["validation_dice"].tolist()[1::2] == undisturbed.history["validation_dice"].tolist()[1::2]
+    assert run.history["validation_dice"].notna().sum() == 2
     assert same_weights(run, undisturbed)
 
 
@@ -147,6 +153,28 @@ def test_a_disk_that_fills_up_is_one_line_and_the_training_goes_on_when_there_is
     assert load_checkpoint(run.checkpoint_file)["step"] == 2
     fit(short, [prepared], run.folder, progress=False)
     assert same_weights(run, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1.6 MB, where one may be made."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(disk)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no small file system can be made here: {made.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="a small file system is made by root, on Linux")
+def test_a_disk_that_is_really_full_is_one_line_and_the_last_checkpoint_stays(short, prepared, small_disk):
+    """A checkpoint takes 0.7 MB, weights 0.2: the first two of them fit."""
+    with pytest.raises(UserError, match=r"no room .*on the disk.*Make room; the same command goes on from there"):
+        fit(short, [prepared], small_disk / "run", progress=False)
+    run = Run(small_disk / "run")
+    assert load_checkpoint(run.checkpoint_file)["step"] in (0, 2)
+    assert not [path.name for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
 def test_a_history_that_finds_no_room_is_one_line_too(short, prepared, tmp_path, monkeypatch):
