@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks import data_cases, peers, training_cases
+from benchmarks import data_cases, peers
 from benchmarks.measure import measure, synchronize, told
 
 
@@ -233,9 +233,21 @@ def _nothing():
     yield
 
 
+def loop(**case):
+    from benchmarks import training_cases  # which needs all of homelib, where the rest needs torch
+
+    return training_cases.loop(**case)
+
+
+def loading(**case):
+    from benchmarks import training_cases
+
+    return training_cases.loading(**case)
+
+
 KINDS = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
 KINDS |= {"prepare": data_cases.prepare, "data_set": data_cases.data_set, "patches": data_cases.patches}
-KINDS |= {"loop": training_cases.loop, "loading": training_cases.loading}
+KINDS |= {"loop": loop, "loading": loading}
 
 
 def main() -> None:

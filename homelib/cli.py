@@ -88,6 +88,8 @@ def train(
 
     Example: home train runs/amos --data amos_ct --root amos22
     """
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
     from .config import override, preset
     from .data.cases import demo_data, with_demo_cases
     from .data.cases import prepared as prepared_demo
@@ -95,6 +97,7 @@ def train(
     from .run.signals import STATUS, Stopped
     from .run.train import fit
 
+    console.quiet = bool(rank_zero_only.rank)  # of several processes one talks
     changes = parse_changes(set)
     start = preset(profile or ("paper" if data else "laptop"))
     sets = [DataSet(name, *places) for name, places in zip(data, _places(data, root, prepared), strict=True)]

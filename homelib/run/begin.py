@@ -1,6 +1,7 @@
 """What is seen to before a training begins: its settings and cases fit each other, its devices are there, its folder is its own."""
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 
 from lightning_fabric import Fabric
@@ -33,6 +34,8 @@ def launched(config: TrainingConfig) -> Fabric:
         reason = " ".join(str(error).split())
         raise UserError(f"training.accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}: {reason}") from None
     if config.devices * config.num_nodes > 1 or config.strategy != "auto":
+        # of 1x1x1 convolutions, whose two memory formats are one
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         fabric.launch()
     return fabric
 

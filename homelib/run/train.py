@@ -76,6 +76,7 @@ def fit(
         with StopRequest() as stop:
             training = _Training(fabric, settings, cases, validation, run, stop=stop, progress=progress, on_validation=on_validation)
             training.go()
+        fabric.barrier()  # the folder is complete for all
     except BaseException as error:
         if is_out_of_memory(error):
             device = torch.cuda.get_device_properties(fabric.device).total_memory / 2**30 if fabric.device.type == "cuda" else None
