@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..config import TrainingConfig
 
-ENCODER = re.compile(r"(^|\.)stages\.(\d+)\.|(^|\.)(conv_0|down_\d+)\.")  # of our networks, and of MONAI's U-Net
+# The encoder of our networks, and of MONAI's U-Net, in whatever they are wrapped; the U-Net's conv_0 goes with its down_1.
+ENCODER = re.compile(r"(?:_forward_module\.|module\.|network\.)*(?:stages\.(?P<stage>\d+)|down_(?P<down>\d+)|conv_0)\.")
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -27,11 +28,10 @@ def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.A
 
 def _before_the_end(name: str) -> int:
     """Stages from a parameter to the decoder: 0 in the decoder, 1 in the deepest of the four stages, 4 in the first."""
-    match = ENCODER.search(name)
+    match = ENCODER.match(name)
     if match is None:
         return 0
-    stage = int(match[2]) if match[2] else int(re.search(r"\d+", match[0])[0]) - 1  # U-Net: conv_0, then down_1 to down_4
-    return 4 - max(0, stage)
+    return 4 - int(match["stage"]) if match["stage"] else 5 - int(match["down"] or 1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainingConfig, *, lowered: float = 1.0) -> float:
@@ -52,7 +52,7 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
 
 def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
     """What `frozen_steps` keeps as it is: the four stages."""
-    return [parameter for name, parameter in network.named_parameters() if ENCODER.search(name)]
+    return [parameter for name, parameter in network.named_parameters() if ENCODER.match(name)]
 
 
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:

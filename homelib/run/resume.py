@@ -115,9 +115,9 @@ def scatter(network: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[
 
         options = StateDictOptions(full_state_dict=True)
         set_state_dict(network, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)
-        return
-    network.load_state_dict(weights)
-    optimizer.load_state_dict(state)
+    else:
+        network.load_state_dict(weights)
+        optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():  # the fused step wants them in the parameter's own memory format, which the file does not keep
         for name, moment in moments.items():
             if isinstance(moment, Tensor) and moment.shape == parameter.shape and moment.stride() != parameter.stride():

@@ -14,8 +14,11 @@ from homelib import UserError
 from homelib.config import override
 from homelib.data.cases import demo_data, with_demo_cases
 from homelib.data.cases import prepared as prepared_cases
-from homelib.run.checkpoint import load_checkpoint
+from homelib.network.unet import Block
+from homelib.run.checkpoint import build_network, load_checkpoint, save_checkpoint
 from homelib.run.folder import Run
+from homelib.run.optimise import build_optimizer
+from homelib.run.resume import gather, scatter
 from homelib.run.train import fit
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,6 +66,45 @@ def test_a_device_that_is_not_there_is_one_line(smoke, prepared, tmp_path):
         fit(override(smoke, {"training.accelerator": "cuda"}), [prepared], tmp_path / "run", progress=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch is built without torch.distributed")
+def test_what_fsdp_wraps_is_kept_by_its_own_names_and_goes_on_alike(smoke, one_process_group, tmp_path):
+    """In one process nothing is split up; that takes several GPUs. Names, the way through the file, and memory formats are the same."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    x = torch.randn(1, 1, 16, 16, 32)
+
+    def made():
+        policy = ModuleWrapPolicy({Block})
+        network = FullyShardedDataParallel(build_network(smoke), auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu"))
+        return network, build_optimizer(network, smoke.training)
+
+    def step(network, optimizer):
+        network(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    one, other = made(), made()
+    step(*one)
+    weights, state = gather(*one, sharded=True)
+    assert weights.keys() == build_network(smoke).state_dict().keys()
+    save_checkpoint(tmp_path / "last.ckpt", {"network": weights, "optimizer": state})
+    kept = load_checkpoint(tmp_path / "last.ckpt")
+    scatter(*other, kept["network"], kept["optimizer"], sharded=True)
+    step(*one)
+    step(*other)
+    a, b = (gather(*pair, sharded=True)[0] for pair in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("changes", [{"training.ema": 0.9}, {"training.deep_supervision": True}])

@@ -115,6 +115,10 @@ def test_rates_fall_from_the_decoder_to_the_first_stage(name, smoke):
         "UNet": ("conv_0.conv_0.conv.weight", "down_4.convs.conv_0.conv.weight", "final_conv.weight"),
     }.get(name, ("stages.0.gsc.fuse.0.weight", "stages.3.gsc.fuse.0.weight", "head.weight"))
     assert [rates[id(named[n])] / 0.025 for n in (first, deepest, head)] == pytest.approx([0.5**4, 0.5, 1])
+    decoder = [n for n in named if n.startswith(("up", "lift", "refine", "head", "final_conv"))]
+    assert {round(rates[id(named[n])] / 0.025, 6) for n in decoder} == {1.0}
+    encoder = {id(parameter) for parameter in encoder_parameters(network)}
+    assert encoder == {id(parameter) for n, parameter in named.items() if n not in decoder}
 
 
 def test_a_frozen_encoder_stays_and_then_learns(short, prepared, tmp_path):
