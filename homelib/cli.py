@@ -96,6 +96,11 @@ def train(
     from .run.cohort import Cohort, DataSet, cohort
     from .run.signals import STATUS, Stopped
     from .run.train import fit
+    from .study.folds import train_folds
+    from .study.train_report import print_estimate, print_folds
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
 
     console.quiet = bool(rank_zero_only.rank)  # of several processes one talks
     changes = parse_changes(set)
@@ -106,16 +111,16 @@ def train(
     if not sets:
         demo = demo_data(start.profile)
         settings = override(with_demo_cases(start, demo, direction=direction), changes)
-        console.print(demo.message, highlight=False, markup=False)
+        say(demo.message)
         made = Cohort(settings, tuple(prepared_demo(settings, demo)), ())
     elif fold != "all" or estimate:
         made = cohort(start, sets, fold=None if fold is None else 0 if fold == "all" else int(fold), changes=changes)
     if estimate:
-        _print_estimate(made)
+        print_estimate(made, console)
         return
     try:
         if fold == "all":
-            _train_folds(start, sets, folder, changes)
+            print_folds(train_folds(start, sets, folder, changes=changes, say=say), folder, console)
             return
         run = fit(made.settings, made.train, folder, validation=made.validation)
     except Stopped as stopped:
@@ -123,42 +128,13 @@ def train(
         raise typer.Exit(STATUS) from None
     last = f"{len(run.history)} steps, last loss {run.history['loss'].iloc[-1]:.3f}"
     best = f", best validation Dice {run.status['best']:.3f}" if run.status.get("best") is not None else ""
-    console.print(f"{run.folder}: {last}{best}." + ("" if sets else f" Next: home evaluate {run.folder}"), highlight=False, markup=False)
+    say(f"{run.folder}: {last}{best}." + ("" if sets else f" Next: home evaluate {run.folder}"))
 
 
 def _places(data: list[str], root: list[Path], prepared: list[Path]) -> list[tuple[Path, Path | None]]:
     if len(root) != len(data) or len(prepared) not in (0, len(data)):
         raise UserError(f"--root, --prepared: found {len(root)} and {len(prepared)} for {len(data)} --data, expected one each; --prepared may be left out.")
     return list(zip(root, prepared or [None] * len(data), strict=True))
-
-
-def _print_estimate(made) -> None:
-    from rich.table import Table
-
-    from .run.estimate import PAPER_DAYS, PAPER_EPOCHS, PAPER_GPUS, estimate, paper_seconds_a_patch
-
-    found = estimate(made.settings, made.train)
-    table = Table("GPUs", "hours", "limited by", "MiB/s read", "loading processes a GPU", title=f"{found.steps} steps, {found.patches} patches")
-    for row in found.rows():
-        table.add_row(str(row["GPUs"]), f"{row['hours']:.3g}", row["limit"], f"{row['MiB/s read']:.3g}", str(row["workers a GPU"]))
-    console.print(table)
-    measured = f"{found.step_seconds:.3g} s a step, {found.patch_seconds:.3g} s to make a patch, {found.patch_mib:.3g} MiB read for it"
-    console.print(f"Measured here ({found.device}): {measured}. Memory of a device: {found.memory_gib:.3g} GiB.", highlight=False)
-    console.print("Hours are those of as many devices like this one that never wait for each other: a lower bound.", highlight=False)
-    paper = f"{PAPER_EPOCHS} epochs of pre-training, patches of 96 cubed, in {PAPER_DAYS} days on {PAPER_GPUS} H100"
-    console.print(f"The paper: {paper}, {paper_seconds_a_patch():.2g} s a patch and GPU.", highlight=False)
-
-
-def _train_folds(start, sets: list, folder: Path, changes: dict) -> None:
-    from rich.table import Table
-
-    from .study.folds import by_class, train_folds
-
-    found = by_class(train_folds(start, sets, folder, changes=changes, say=lambda text: console.print(text, highlight=False, markup=False)))
-    table = Table("class", *found.columns, title="validation Dice of each fold's best weights, chosen by it")
-    for name, row in found.iterrows():
-        table.add_row(str(name).replace("_", " "), *(f"{value:.3f}" for value in row))
-    console.print(table, f"{folder / 'folds.csv'}: one row a case and class", sep="\n", highlight=False)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from ..data.cache import Chunked
 from ..data.plan import GIB, Demand
 from ..data.prepare import PreparedCase
 from .checkpoint import build_network
+from .guard import is_out_of_memory, out_of_memory
 from .mixture import source_of
 from .optimise import build_optimizer
 from .step import train_step
@@ -77,7 +78,12 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase]) -> Estimate:
     times = []
     for _ in range(STEPS + 1):
         began = time.perf_counter()
-        train_step(fabric, network, optimizer, [batch] * config.accumulate, config)
+        try:
+            train_step(fabric, network, optimizer, [batch] * config.accumulate, config)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(settings, needed_gib(settings), None) from None
+            raise
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
