@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 
 import torch
 from torch import nn
 
-from benchmarks import data_cases, peers
+from benchmarks import peers
 from benchmarks.measure import measure_in_turn, synchronize
 
 
@@ -248,13 +249,18 @@ def _nothing():
 
 
 KINDS: dict[str, Callable[..., Ready]] = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
-DATA_KINDS = {"prepare": data_cases.prepare, "data_set": data_cases.data_set, "patches": data_cases.patches}  # these measure themselves
+MEASURE_THEMSELVES = {  # kind: its module, imported where it is asked for: these need all of homelib, the others little more than torch
+    **dict.fromkeys(("prepare", "data_set", "patches"), "data_cases"),
+    **dict.fromkeys(("loop", "loading"), "training_cases"),
+    "predict_scan": "predict_case",
+}
 
 
 def measured(case: dict) -> dict:
     """What a process is told, as it tells it: time and memory of its case, or by name of its cases in turn."""
-    if case["kind"] in DATA_KINDS:
-        detail, found = DATA_KINDS[case.pop("kind")](**case)
+    if case["kind"] in MEASURE_THEMSELVES:
+        kind = case.pop("kind")
+        detail, found = getattr(import_module(f"benchmarks.{MEASURE_THEMSELVES[kind]}"), kind)(**case)
         return asdict(found) | {"detail": found.detail | detail}
     in_turn, kind = case.pop("in_turn", {"": {}}), KINDS[case.pop("kind")]
     how = {name: case.pop(name) for name in ("runs", "warm_up") if name in case} | {"device": case.get("device", "cpu")}

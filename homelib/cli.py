@@ -24,7 +24,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is known of t
 app.add_typer(data_app, name="data")
 console = Console(soft_wrap=True)
 
-Profile = Annotated[str, typer.Option(help="smoke (phantoms, seconds), laptop (real scans, minutes) or paper")]
+Profile = Annotated[str, typer.Option(help="smoke (phantoms, seconds), laptop (real scans, minutes), paper or released")]
 Direction = Annotated[str, typer.Option(help="a-to-c trains on patient a and tests on c; c-to-a the other way round")]
 Changes = Annotated[list[str], typer.Option("--set", help="a setting by dotted name, training.steps=100; may be repeated")]
 Folder = Annotated[Path, typer.Argument(help="run folder, runs/<name>")]
@@ -69,20 +69,72 @@ def demo(
 
 
 @app.command()
-def train(folder: Folder, profile: Profile = "laptop", direction: Direction = "a-to-c", set: Changes = []) -> None:  # noqa: A002, B006
-    """Train a network on a demo patient. A folder with an unfinished training is gone on with.
+def train(
+    folder: Folder,
+    profile: Annotated[str | None, typer.Option(help="smoke, laptop, paper or released; default laptop for the demo, paper for --data")] = None,
+    direction: Direction = "a-to-c",
+    data: Annotated[list[str], typer.Option(help="data set by name, or the path of a manifest, instead of the demo; may be repeated")] = [],  # noqa: B006
+    root: Annotated[list[Path], typer.Option(help="folder of each --data, in the same order")] = [],  # noqa: B006
+    prepared: Annotated[list[Path], typer.Option(help="prepared cases of each --data; default where home data prepare puts them")] = [],  # noqa: B006
+    fold: Annotated[str | None, typer.Option(help="which fold is validated on, 0 and up, or all; where the manifest has folds")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="measure a few steps, and tell hours, memory and disk rate; nothing is trained")] = False,
+    set: Changes = [],  # noqa: A002, B006
+) -> None:
+    """Train a network on a demo patient, or on prepared data. A folder with an unfinished training is gone on with.
+
+    SIGTERM and SIGUSR1 end it with a checkpoint and exit status 75; the same command goes on.
 
     Example: home train runs/mine --profile laptop --set training.steps=100
-    """
-    from .config import override, preset
-    from .data.cases import demo_data, prepared, with_demo_cases
-    from .run.train import fit
 
-    demo = demo_data(preset(profile).profile)
-    settings = override(with_demo_cases(preset(profile), demo, direction=direction), parse_changes(set))
-    console.print(demo.message, highlight=False, markup=False)
-    run = fit(settings, prepared(settings, demo), folder)
-    console.print(f"{run.folder}: {len(run.history)} steps, last loss {run.history['loss'].iloc[-1]:.3f}. Next: home evaluate {run.folder}")
+    Example: home train runs/amos --data amos_ct --root amos22
+    """
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    from .config import override, preset
+    from .data.cases import demo_data, with_demo_cases
+    from .data.cases import prepared as prepared_demo
+    from .run.cohort import Cohort, DataSet, cohort
+    from .run.signals import STATUS, Stopped
+    from .run.train import fit
+    from .study.folds import train_folds
+    from .study.train_report import print_estimate, print_folds
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    console.quiet = bool(rank_zero_only.rank)  # of several processes one talks
+    changes = parse_changes(set)
+    start = preset(profile or ("paper" if data else "laptop"))
+    sets = [DataSet(name, *places) for name, places in zip(data, _places(data, root, prepared), strict=True)]
+    if fold is not None and not (sets and (fold == "all" or fold.isdecimal())):
+        raise UserError(f"--fold: found {fold!r}, expected a number from 0 or all, with --data.")
+    if not sets:
+        demo = demo_data(start.profile)
+        settings = override(with_demo_cases(start, demo, direction=direction), changes)
+        say(demo.message)
+        made = Cohort(settings, tuple(prepared_demo(settings, demo)), ())
+    elif fold != "all" or estimate:
+        made = cohort(start, sets, fold=None if fold is None else 0 if fold == "all" else int(fold), changes=changes)
+    if estimate:
+        print_estimate(made, console)
+        return
+    try:
+        if fold == "all":
+            print_folds(train_folds(start, sets, folder, changes=changes, say=say), folder, console)
+            return
+        run = fit(made.settings, made.train, folder, validation=made.validation)
+    except Stopped as stopped:
+        print(f"home: {stopped}", file=sys.stderr)
+        raise typer.Exit(STATUS) from None
+    last = f"{len(run.history)} steps, last loss {run.history['loss'].iloc[-1]:.3f}"
+    best = f", best validation Dice {run.status['best']:.3f}" if run.status.get("best") is not None else ""
+    say(f"{run.folder}: {last}{best}." + ("" if sets else f" Next: home evaluate {run.folder}"))
+
+
+def _places(data: list[str], root: list[Path], prepared: list[Path]) -> list[tuple[Path, Path | None]]:
+    if len(root) != len(data) or len(prepared) not in (0, len(data)):
+        raise UserError(f"--root, --prepared: found {len(root)} and {len(prepared)} for {len(data)} --data, expected one each; --prepared may be left out.")
+    return list(zip(root, prepared or [None] * len(data), strict=True))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Every setting, in one frozen tree: model, data, training, prediction; presets "smoke", "laptop" and "paper".
+"""Every setting, in one frozen tree: model, data, training, prediction; presets "smoke", "laptop", "paper" and "released".
 
 A preset is a function that returns the tree. `override` changes fields by dotted name (`training.steps`), as notebooks and the command
 line do. An unknown field or a wrong value is one line that names the field, the value and what is expected.
@@ -61,7 +61,10 @@ class DataConfig(_Frozen):
     """From files to patches."""
 
     manifest: str = Field("demo_ct", description="name of a data_manifests/*.yaml, or a path")
+    also: tuple[str, ...] = Field((), description="other data sets that are trained on together with it; classes of one name are one")
+    aliases: dict[str, str] = Field({}, description="with `also`: class name -> the name that it has in the union of the classes")
     train_cases: tuple[str, ...] = ()
+    validation_cases: tuple[str, ...] = Field((), description="the best weights are chosen by them")
     test_cases: tuple[str, ...] = ()
     spacing_mm: Spacing | None = Field(None, description="None: the manifest's")
     patch_voxels: Patch = (128, 128, 128)
@@ -90,18 +93,38 @@ class TrainingConfig(_Frozen):
     """The loop."""
 
     steps: PositiveInt = 1000
-    batch_size: PositiveInt = 2  # paper App. B
+    batch_size: PositiveInt = Field(2, description="patches a step and device, at a time")  # paper App. B
+    accumulate: PositiveInt = Field(1, description="batches whose gradients make one step")
     learning_rate: PositiveFloat = 1e-4  # paper App. B
     weight_decay: float = Field(1e-5, ge=0)  # paper App. B
+    adam_eps: PositiveFloat = Field(1e-8, description="AdamW's; the paper does not say, this is PyTorch's")
     warmup_steps: int = Field(0, ge=0)
-    clip_norm: float | None = None
+    clip_norm: PositiveFloat | None = None
+    ema: float | None = Field(None, gt=0, lt=1, description="share that averaged weights keep a step, 0.999 say; they are validated and kept as the best")
+    deep_supervision: bool = Field(False, description="a loss on coarser decoder levels too, by heads that are not kept; the paper has none")
     class_balance: float = Field(0.0, ge=0, le=1, description="cross-entropy weighs a class by its frequency to minus this; the paper: 0")
     batch_dice: bool = Field(False, description="one Dice a class over all patches of a batch, instead of one a patch")
     augment: AugmentConfig = AugmentConfig()
+    init_from: str | None = Field(None, description="weights to start from: a run folder, a safetensors file, or the authors' checkpoint")
+    frozen_steps: int = Field(0, ge=0, description="in which the encoder stays as it is")
+    layer_rate: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from each stage of the network to the one before it")
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # the paper trains in float32
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    devices: PositiveInt = Field(1, description="a node")
+    num_nodes: PositiveInt = 1
+    workers: int = Field(0, ge=0, description="processes that make patches beside the training; 0 makes them in it")
     validate_every: PositiveInt = Field(200, description="steps")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps; None: as often as validation")
+    patience: PositiveInt | None = Field(None, description="validations without a better Dice after which the training ends")
+    non_finite_steps: PositiveInt = Field(5, description="in a row, after which the training goes back to its checkpoint with a lower rate; then it ends")
+    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
     seed: int = Field(0, ge=0)
+
+    @property
+    def patches_a_step(self) -> int:
+        """Over all devices."""
+        return self.batch_size * self.accumulate * self.devices * self.num_nodes
 
 
 class PredictionConfig(_Frozen):
@@ -116,7 +139,7 @@ class Settings(_Frozen):
     """All of it: what a run folder keeps as `settings.json`, and a checkpoint carries."""
 
     profile: str = "paper"
-    network: Literal["MambaHoME", "SegMamba"] = "MambaHoME"
+    network: Literal["MambaHoME", "SegMamba", "UNet"] = "MambaHoME"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
@@ -124,9 +147,20 @@ class Settings(_Frozen):
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
-        both = sorted(set(self.data.train_cases) & set(self.data.test_cases))
-        if both:
-            raise ValueError(f"data.train_cases and data.test_cases share {', '.join(both)}; a test case must never be trained on")
+        parts = {"train": self.data.train_cases, "validation": self.data.validation_cases, "test": self.data.test_cases}
+        for one, other, why in (
+            ("train", "test", "a test case must never be trained on"),
+            ("train", "validation", "weights are not chosen by a case that they were trained on"),
+            ("validation", "test", "a test case must never choose weights"),
+        ):
+            if both := sorted(set(parts[one]) & set(parts[other])):
+                raise ValueError(f"data.{one}_cases and data.{other}_cases share {', '.join(both)}; {why}")
+        if self.training.strategy == "fsdp" and (self.training.ema is not None or self.training.deep_supervision):
+            raise ValueError("training.strategy: fsdp goes with neither training.ema nor training.deep_supervision; choose ddp, or leave them off")
+        if self.data.also and self.training.class_balance:
+            raise ValueError("training.class_balance: expected 0 with data.also, for a class is not labelled everywhere")
+        if self.training.patience and not self.data.validation_cases:
+            raise ValueError("training.patience: needs data.validation_cases; name some, or leave it off")
         return self
 
     def save(self, path: str | Path) -> None:
@@ -150,11 +184,45 @@ class Settings(_Frozen):
 
 
 def paper() -> Settings:
-    """The paper's network and recipe (App. B). Patches and epochs differ by data set: see its manifest."""
-    augment = AugmentConfig(
-        scaling=0.2, rotation_degrees=15, intensity_shift=0.1, gamma=0.2, noise=0.02, smoothing_voxels=1.0
-    )  # ranges are ours: the paper gives none
-    return Settings(profile="paper", training=TrainingConfig(augment=augment))
+    """The paper's network and recipe (section 3.2, App. B). Patches and epochs differ by data set: `homelib.run.cohort` takes them from its manifest.
+
+    Not in the paper, and so ours: how often is validated and kept. Not in the paper, and so off: warm-up, clipping, averaged weights, class weights.
+    """
+    return Settings(
+        profile="paper",
+        data=DataConfig(patch_voxels=(128, 128, 128)),  # App. B: AMOS, FeTA, MVSeg; PANORAMA 192 x 192 x 48, pre-training 96 cubed
+        training=TrainingConfig(
+            batch_size=2,  # App. B
+            learning_rate=1e-4,  # App. B: AdamW, cosine
+            weight_decay=1e-5,  # App. B
+            precision="32-true",  # App. B: float32 for all models
+            augment=AugmentConfig(recipe="paper"),  # App. B names the changes; probabilities and ranges are ours
+            workers=4,  # ours
+            validate_every=1000,  # ours
+        ),
+        prediction=PredictionConfig(overlap=0.5, blend="gaussian"),  # App. B
+    )
+
+
+def released() -> Settings:
+    """The recipe of the authors' released code, where it differs from the paper: `train.py` and `data_loader.py` there, as far as they say."""
+    return Settings(
+        profile="released",
+        data=DataConfig(patch_voxels=(96, 96, 96)),  # train.py's default; its README trains with 128 cubed
+        training=TrainingConfig(
+            batch_size=2,  # train.py's default, on each of 4 devices
+            learning_rate=1e-4,  # train.py's default: AdamW, cosine
+            weight_decay=1e-4,  # train.py and README; the paper 1e-5
+            adam_eps=1e-4,  # train.py; not in the paper
+            precision="32-true",  # train.py knows no other
+            augment=AugmentConfig(recipe="released"),  # data_loader.py: no flips, no contrast, no affine change
+            devices=4,  # train.py: --num_devices
+            strategy="ddp",  # train.py
+            workers=4,  # ours
+            validate_every=1000,  # ours; once an epoch there
+        ),
+        prediction=PredictionConfig(overlap=0.25, blend="constant"),  # MONAI's defaults, in train.py's validation
+    )
 
 
 def laptop() -> Settings:
@@ -268,7 +336,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-PRESETS = {"smoke": smoke, "laptop": laptop, "paper": paper}
+PRESETS = {"smoke": smoke, "laptop": laptop, "paper": paper, "released": released}
 
 
 def preset(name: str) -> Settings:

@@ -179,6 +179,28 @@ def test_the_gpu_benchmark_says_that_it_needs_a_gpu(monkeypatch):
         gpu.main()
 
 
+def test_the_loop_is_measured_beside_bare_steps_and_with_patches_at_hand():
+    from benchmarks import training_cases
+
+    detail, measured = training_cases.loop(profile="smoke", steps=2, accelerator="cpu")
+    assert (measured.runs, measured.seconds > 0, detail["bare_seconds"] > 0) == (training_cases.TURNS, True, True)
+    detail, measured = training_cases.loading(profile="smoke", steps=2, workers=None, accelerator="cpu")
+    assert detail["a batch alone"] > 0
+    assert measured.runs == 1
+
+
+def test_means_over_seeds_have_an_interval_by_hand():
+    import pandas as pd
+
+    from benchmarks.three_seeds import over_seeds
+
+    rows = pd.DataFrame({"network": ["a", "a", "a", "b"], "direction": "x", "role": "test", "dice": [0.5, 0.6, 0.7, 0.4]})
+    found = over_seeds(rows).set_index("network")
+    assert found.loc["a", "dice"] == pytest.approx(0.6)
+    assert found.loc["a", "half_width"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert np.isnan(found.loc["b", "half_width"])
+
+
 def test_the_package_needs_none_of_the_benchmarks_peers():
     needed = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
     assert not any(peer in line for line in needed for peer in ("mambapy", "transformers", "mamba"))

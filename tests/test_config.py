@@ -72,7 +72,7 @@ def look_up(tree, dotted):
         (lambda: override(Settings(), {"training.learning_rate": float("nan")}), r"^training\.learning_rate: found nan"),
         (lambda: override(Settings(), {"data.spacing_mm": (3, 0, 3)}), r"^data\.spacing_mm\.1: found 0"),
         (lambda: override(Settings(), {"prediction.overlap": 1.0}), r"^prediction\.overlap: found 1\.0"),
-        (lambda: preset("labtop"), r"^profile: found 'labtop', expected one of smoke, laptop, paper; did you mean laptop\?"),
+        (lambda: preset("labtop"), r"^profile: found 'labtop', expected one of smoke, laptop, paper, released; did you mean laptop\?"),
     ],
 )
 def test_a_wrong_field_is_one_line_with_its_dotted_name(make, said):

@@ -1,4 +1,5 @@
-"""A run folder: `runs/<name>/` with settings.json, status.json, history.csv, last.ckpt, best.safetensors, metrics.csv, predictions/, figures/.
+"""A run folder: `runs/<name>/` with settings.json, status.json, history.csv, last.ckpt and the one before it, best.safetensors, and by what is done
+with it validation.csv, initial.csv, samples/, metrics.csv, predictions/, figures/.
 
 Files are written beside and renamed, so that a killed run leaves either the old file or the new one.
 """
@@ -14,7 +15,22 @@ from ..config import Settings
 from ..errors import UserError
 from ..paths import written_whole
 
-State = Literal["queued", "running", "done", "failed", "stale"]
+HISTORY = ("step", "loss", "learning_rate", "gradient_norm", "seconds")  # that every row has
+CONTENTS = {
+    "settings.json": "every setting",
+    "status.json": "how far it is, or how it ended",
+    "history.csv": "each step's loss, rate, gradient; validation",
+    "best.safetensors": "the weights to predict with",
+    "last.ckpt": "all that it takes to go on",
+    "previous.ckpt": "the same, of the checkpoint before",
+    "validation.csv": "Dice by validation case and class, at its best",
+    "initial.csv": "what was taken of the weights at its start",
+    "samples": "predictions on the training patient, by step",
+    "tensorboard": "the history for TensorBoard",
+    "metrics.csv": "what the evaluation found",
+    "predictions": "label volumes as NIfTI",
+}
+State = Literal["queued", "running", "stopped", "done", "failed", "stale"]
 
 
 class Run:
@@ -33,6 +49,10 @@ class Run:
 
     settings_file = property(lambda self: self.folder / "settings.json")
     checkpoint_file = property(lambda self: self.folder / "last.ckpt")
+    previous_file = property(lambda self: self.folder / "previous.ckpt")
+    validation_file = property(lambda self: self.folder / "validation.csv")
+    initial_file = property(lambda self: self.folder / "initial.csv")
+    samples = property(lambda self: self.folder / "samples")
     weights_file = property(lambda self: self.folder / "best.safetensors")
     history_file = property(lambda self: self.folder / "history.csv")
     metrics_file = property(lambda self: self.folder / "metrics.csv")
@@ -49,8 +69,8 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a step: step, loss, learning_rate, seconds; empty before the first."""
-        return pd.read_csv(self.history_file) if self.history_file.exists() else pd.DataFrame(columns=["step", "loss", "learning_rate", "seconds"])
+        """One row a step: step, loss, learning_rate, gradient_norm (before clipping), seconds, and what validation added; empty before the first."""
+        return pd.read_csv(self.history_file) if self.history_file.exists() else pd.DataFrame(columns=list(HISTORY))
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -72,3 +92,12 @@ class Run:
     def set_state(self, state: State, **told: object) -> None:
         with written_whole(self.folder / "status.json") as part:
             part.write_text(json.dumps({"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **told}) + "\n")
+
+    def saved(self) -> pd.DataFrame:
+        """What the folder holds: one row a file or folder, with its size in MiB and what it is."""
+        rows = []
+        for name, what in CONTENTS.items():
+            if (path := self.folder / name).exists():
+                files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+                rows.append({"file": name, "MiB": sum(file.stat().st_size for file in files) / 2**20, "what": what})
+        return pd.DataFrame(rows, columns=["file", "MiB", "what"])

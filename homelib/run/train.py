@@ -1,165 +1,342 @@
-"""Training: patches in, a run folder out. Dice + cross-entropy, AdamW, cosine schedule (paper section 3.2 and App. B), on Lightning Fabric."""
+"""Training: patches in, a run folder out. Dice + cross-entropy, AdamW, cosine schedule (paper section 3.2 and App. B), on Lightning Fabric.
 
-import logging
-import math
+A training can be ended at any moment, by any signal or a power cut, and goes on from its last checkpoint as if nothing had happened: on a CPU
+bit for bit. Under `ddp` and `fsdp` every process runs this file; the first one writes.
+"""
+
+import contextlib
+import errno
+import re
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
 
-from ..config import IGNORE, Settings, TrainingConfig
-from ..data.loading import Patches
-from ..data.manifest import load_manifest
+from ..config import Settings
 from ..data.prepare import PreparedCase
 from ..errors import UserError
-from .checkpoint import build_network, load_checkpoint, save_checkpoint, save_weights
-from .folder import Run, written_whole
-from .loss import segmentation_loss
+from .begin import OnValidation, check, claim, launched
+from .checkpoint import build_network, load_newest, save_checkpoint, save_state
+from .deep import DeeplySupervised, core
+from .estimate import needed_gib
+from .feed import Batch, Feed
+from .folder import Run, State, written_whole
+from .guard import Guard, is_out_of_memory, not_finite, out_of_memory
+from .initialise import start_from, summary
+from .log import History, Progress, TensorBoard, memory_gib
+from .mixture import label_space, source_of
+from .optimise import Averaged, build_optimizer, encoder_parameters, set_learning_rate
+from .resume import as_rows, as_table, check_identity, gather, identity, random_states, scatter, set_random_states
+from .signals import Stopped, StopRequest
+from .step import class_weights, train_step
+from .validate import class_mean_dice, validate
 
-HEARTBEAT_SECONDS = 5  # how often status.json tells the steps done
+HEARTBEAT_SECONDS = 5  # how often status.json tells the steps done, and history.csv the rows
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
 
 
-def fit(settings: Settings, cases: Sequence[PreparedCase], folder: str | Path, *, progress: bool = True, on_validation: Callable | None = None) -> Run:
+def fit(
+    settings: Settings,
+    cases: Sequence[PreparedCase],
+    folder: str | Path,
+    *,
+    validation: Sequence[PreparedCase] = (),
+    progress: bool = True,
+    on_validation: OnValidation | None = None,
+) -> Run:
     """Train a network, or go on with the training that the folder holds.
 
     Args:
-        settings: of the run; kept in the folder. A folder with other settings is refused.
+        settings: of the run; kept in the folder. A folder with other settings is refused, but for those that only say how it is computed (`begin.MEANS`).
         cases: prepared, labelled.
-        folder: `runs/<name>`.
-        progress: show a bar.
-        on_validation: called as f(step, network) every `validate_every` steps and at the end; what it returns (name -> number) joins the history.
+        folder: `runs/<name>`; for several nodes, one that all of them see.
+        validation: cases whose class-mean Dice chooses the best weights, and may end the training early.
+        progress: a bar on a terminal, and a line each validation.
+        on_validation: called as f(step, network) every `validate_every` steps and at the end, in the first process; what it returns (name -> number)
+            joins the history.
 
     Returns:
-        The run: `history.csv`, `last.ckpt`, `best.safetensors` (the last weights: a demonstration has no validation case to choose by).
+        The run: `history.csv`, `last.ckpt`, `best.safetensors` (by validation Dice; without validation cases the last weights).
 
     Raises:
-        UserError: the folder belongs to another run; a number of classes that is not the data's; a loss that is not finite.
+        UserError: the folder belongs to another run; a checkpoint of other data; classes that are not the data's; steps that stay not finite; no memory.
+        Stopped: SIGTERM or SIGUSR1 came; the checkpoint is written, and the same call goes on.
     """
-    run, config = Run(folder), settings.training
-    _check_classes(settings)
-    _claim(run, settings)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-    fabric.seed_everything(config.seed, verbose=False)
-    network = build_network(settings)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    patches = Patches(cases, settings.data, config.augment, seed=config.seed)
-
-    weights = class_weights(cases, settings.model.out_channels, config.class_balance)
-    history = _resume(run, network, optimizer, schedule)
-    network, optimizer = fabric.setup(network, optimizer)
-    weights = fabric.to_device(weights) if weights is not None else None
-    run.set_state("running", steps=len(history))
-    told = time.monotonic()
-    start = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+    run = Run(folder)
+    check(settings, validation, on_validation)
+    fabric = launched(settings.training)
+    if fabric.is_global_zero:
+        claim(run, settings)
+    fabric.barrier()
     try:
-        for step in tqdm(range(len(history), config.steps), initial=len(history), total=config.steps, desc=run.name, disable=not progress, mininterval=10):
-            rate = schedule.get_last_lr()[0]
-            loss = train_step(fabric, network, optimizer, patches.batch(step, config.batch_size), config, weights)
-            with warnings.catch_warnings():  # the first optimizer step is taken inside Fabric's wrapper, which the schedule does not see
-                warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-                schedule.step()
-            history.append({"step": step, "loss": loss, "learning_rate": rate, "seconds": time.perf_counter() - start})
-            if time.monotonic() - told > HEARTBEAT_SECONDS:
-                run.set_state("running", steps=step + 1)
-                told = time.monotonic()
-            last = step + 1 == config.steps
-            if last or (step + 1) % config.validate_every == 0:
-                if on_validation is not None:
-                    history[-1] |= {
-                        name: float(value) for name, value in on_validation(step + 1, network.module).items()
-                    }  # plain floats: a checkpoint holds no numpy
-                    network.train()
-                _keep(run, network.module, optimizer, schedule, history, settings)
+        with StopRequest() as stop:
+            training = _Training(fabric, settings, cases, validation, run, stop=stop, progress=progress, on_validation=on_validation)
+            training.go()
+        fabric.barrier()  # the folder is complete for all
     except BaseException as error:
-        run.set_state("failed", error=f"{type(error).__name__}: {error}")
-        raise
-    run.set_state("done", steps=config.steps, seconds=round(history[-1]["seconds"], 1))
+        if is_out_of_memory(error):
+            device = torch.cuda.get_device_properties(fabric.device).total_memory / 2**30 if fabric.device.type == "cuda" else None
+            error = out_of_memory(settings, needed_gib(settings), device)
+        if isinstance(error, OSError) and error.errno in FULL:
+            error = UserError(f"{run.folder}: no room on the disk; the last checkpoint is as it was. Make room; the same command goes on from there.")
+        if fabric.is_global_zero:
+            with contextlib.suppress(OSError):  # a full disk; the error itself tells
+                run.set_state("stopped" if isinstance(error, Stopped) else "failed", error=f"{type(error).__name__}: {error}")
+        raise error
     return run
 
 
-def train_step(
-    fabric: Fabric,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor],
-    config: TrainingConfig,
-    class_weights: Tensor | None = None,
-) -> float:
-    """One step on images and labels (B, 1, D, H, W); the loss. Raises UserError when it is not finite."""
-    image, label = fabric.to_device(batch)
-    loss = segmentation_loss(network(image), label, class_weights, batch_dice=config.batch_dice)
-    if not torch.isfinite(loss):
-        raise UserError(f"loss: found {loss.item()} in training, expected a number. Lower training.learning_rate, or set training.clip_norm (1.0, say).")
-    fabric.backward(loss)
-    if config.clip_norm is not None:
-        fabric.clip_gradients(network, optimizer, max_norm=config.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.item()
+class _Training:
+    """The parts of a training in one process, and what moves them: `go`."""
 
+    def __init__(self, fabric, settings, cases, validation, run, *, stop, progress, on_validation):
+        config = settings.training
+        self.fabric, self.settings, self.config, self.run, self.stop, self.on_validation = fabric, settings, config, run, stop, on_validation
+        self.validation, self.sharded, self.first = list(validation), config.strategy == "fsdp", fabric.is_global_zero
+        self.identity = identity(settings, cases)
+        fabric.seed_everything(config.seed, verbose=False)
+        network = build_network(settings)
+        self._clear()
+        kept = load_newest(run.checkpoint_file, run.previous_file, say=lambda text: print(f"{run.name}: {text}"))
+        told = self._start(network) if kept is None else check_identity(run.checkpoint_file, kept["identity"], self.identity)
 
-def class_weights(cases: Sequence[PreparedCase], classes: int, balance: float) -> Tensor | None:
-    """Weights (classes,) of the cross-entropy: frequency^-balance, so scaled that a voxel weighs 1 on average; None for balance 0."""
-    if not balance:
-        return None
-    counts = sum(np.bincount(np.asarray(case.label).ravel(), minlength=IGNORE + 1)[:classes] for case in cases)
-    frequency = np.maximum(counts, 1) / counts.sum()
-    weights = frequency**-balance
-    return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)
+        network = DeeplySupervised(network) if config.deep_supervision else network
+        self.network = fabric.setup_module(network)
+        self.optimizer = fabric.setup_optimizers(build_optimizer(self.network, config))
+        self.frozen = encoder_parameters(self.network)
+        self.average = Averaged(core(network), config.ema) if config.ema is not None else None
+        weights = class_weights(cases, settings.model.out_channels, config.class_balance)
+        self.class_weights = fabric.to_device(weights) if weights is not None else None
+        self.feed = Feed(source_of(cases, settings), config, rank=fabric.global_rank, world=fabric.world_size)
 
+        self.guard = Guard(config.non_finite_steps)
+        self.history = History(run.history_file if self.first else None)
+        self.board = TensorBoard(run.folder) if self.first and "tensorboard" in config.loggers else None
+        self.step, self.validated, self.best, self.best_step, self.over = 0, 0, None, 0, False
+        if kept is not None:
+            self._restore(kept)
+        self.progress = Progress(run.name, done=self.step, steps=config.steps, show=progress and self.first)
+        if told:
+            self.progress.say(told)
+        self.told_at, self.line_from = time.monotonic(), self.validated
+        self.began = time.perf_counter() - (self.history.rows[-1]["seconds"] if self.history.rows else 0.0)
 
-def learning_rate_factor(step: int, config: TrainingConfig) -> float:
-    """Warm-up from zero in a straight line, then half a cosine down to zero: the factor on the learning rate of `step`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    def go(self) -> None:
+        """From where it is to the last step, or to where patience or a signal ends it. A training that is done is left as it is."""
+        if (self.over or self.step == self.config.steps) and self.run.state == "done":
+            return
+        self._tell("running", steps=self.step)
+        if self.step == 0:
+            self._keep()  # something to go back to; and a folder that cannot be written is known at once
+        if self._due(self.step) and self.validated < self.step:
+            self._validate()
+            self._pause(keep=True)
+        while self.step < self.config.steps and not self.over:
+            for step, batches in self.feed.steps(self.step, self.config.steps):
+                self._take(step, batches)
+                if self.guard.gives_in:
+                    self._roll_back(batches)
+                    break
+                if self._due(self.step):
+                    self._validate()
+                self._pause(keep=self._keeps())
+                self._heartbeat()
+                if self.over:
+                    break
+        self.progress.close()
+        if self.board:
+            self.board.close()
+        seconds = self.history.rows[-1]["seconds"]
+        self._tell("done", steps=self.step, seconds=round(seconds, 1), skipped=self.guard.skipped, peak_gib=memory_gib(), best=self.best)
 
+    def _pause(self, *, keep: bool) -> None:
+        """Between two steps: a checkpoint where it is due, and an end where one was asked for."""
+        stopping = self._stopping()
+        if stopping or keep:
+            self._keep()
+        if stopping:
+            raise Stopped(f"asked to stop after step {self.step}; {self.run.checkpoint_file} is written, the same command goes on from there")
 
-def _check_classes(settings: Settings) -> None:
-    names = load_manifest(settings.data.manifest).class_names
-    if settings.model.out_channels != len(names):
-        found, told = settings.model.out_channels, f"{len(names)}, the classes of {settings.data.manifest} with its background"
-        raise UserError(f"model.out_channels: found {found}, expected {told}. Set model.out_channels={len(names)}.")
+    def _take(self, step: int, batches: list[Batch]) -> None:
+        config = self.config
+        rate = set_learning_rate(self.optimizer, step, config, lowered=self.guard.rate)
+        frozen = self.frozen if step < config.frozen_steps else ()
+        loss, norm, taken = train_step(self.fabric, self.network, self.optimizer, batches, config, self.class_weights, guard=self.guard, frozen=frozen)
+        if not taken:
+            self.progress.say(f"step {step + 1}: loss {loss}, gradient norm {norm}; the step is skipped, {self.guard.in_a_row} in a row")
+        elif self.average is not None:
+            self.average.update(core(self.network.module))
+        self.step = step + 1
+        row = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm, "seconds": time.perf_counter() - self.began}
+        self.history.add(row)
+        self.progress.step()
 
+    # ------------------------------------------------------------ validation
 
-def _claim(run: Run, settings: Settings) -> None:
-    if run.settings_file.exists():
-        if (theirs := run.settings) != settings:
-            differ = [k for k in type(settings).model_fields if getattr(theirs, k) != getattr(settings, k)]
-            raise UserError(
-                f"{run.folder}: holds a run with other settings ({', '.join(differ)}); nothing was changed. Choose another name, or delete the folder."
-            )
-    else:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(run.settings_file) as part:
-            settings.save(part)
+    def _due(self, step: int) -> bool:
+        return step > 0 and (step == self.config.steps or step % self.config.validate_every == 0)
 
+    def _validate(self) -> None:
+        """Dice, and with it the best weights; or not, where the training is asked to stop meanwhile: it is done when that goes on."""
+        network = self.network if self.sharded else core(self.network.module)
+        with self._averaged(network):
+            values = self.on_validation(self.step, network) if self.on_validation and self.first else {}
+            if self.validation:
+                table = self._measured(network)
+                if table is None:
+                    self.network.train()
+                    return
+                values |= {"validation_dice": class_mean_dice(table)}
+                self._best(values["validation_dice"], table)
+        self.network.train()
+        self.validated = self.step
+        self.history.rows[-1] |= {name: float(value) for name, value in values.items()}  # plain floats: a checkpoint holds no numpy
+        if self.board:
+            for row in self.history.rows[self.line_from :]:
+                self.board.add(row)
+        if self.step > self.line_from:
+            self.progress.line(self.history.rows[self.line_from :], skipped=self.guard.skipped, memory_gib=memory_gib(), best=self.best)
+        self.line_from = self.step
 
-def _keep(run: Run, network, optimizer, schedule, history: list[dict], settings: Settings) -> None:
-    """The checkpoint comes last: a run that is killed before it goes on from the one before, and writes the rest again."""
-    save_weights(network, run.weights_file, settings)
-    with written_whole(run.history_file) as part:
-        pd.DataFrame(history).to_csv(part, index=False)
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "history": history}
-    save_checkpoint(run.checkpoint_file, state)
+    def _measured(self, network: nn.Module) -> pd.DataFrame | None:
+        """Each process measures its share of the cases; under FSDP all of them all, for they compute together."""
+        world, rank = (1, 0) if self.sharded else (self.fabric.world_size, self.fabric.global_rank)
+        table = validate(network, self.validation[rank::world], self.settings, stop=(lambda: False) if self.sharded else lambda: self.stop.asked)
+        if world > 1:
+            tables: list = [None] * world
+            torch.distributed.all_gather_object(tables, table)
+            table = None if any(part is None for part in tables) else pd.concat(tables, ignore_index=True)
+        return table
 
+    def _best(self, dice: float, table: pd.DataFrame) -> None:
+        if self.best is None or dice > self.best:
+            self.best, self.best_step = dice, self.step
+            weights, _ = self._gathered()
+            if self.first:
+                save_state(weights, self.run.weights_file, self.settings)
+                with written_whole(self.run.validation_file) as part:
+                    table.assign(step=self.step).to_csv(part, index=False)
+        since = (self.step - self.best_step) // self.config.validate_every
+        if self.config.patience is not None and since >= self.config.patience:
+            self.over = True
+            self.progress.say(f"no better Dice in {since} validations; the training ends at step {self.step}, the best is of step {self.best_step}")
 
-def _resume(run: Run, network, optimizer, schedule) -> list[dict]:
-    """Load the folder's checkpoint, where there is one; the history so far."""
-    if not run.checkpoint_file.exists():
-        return []
-    state = load_checkpoint(run.checkpoint_file)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return state["history"]
+    @contextlib.contextmanager
+    def _averaged(self, network: nn.Module):
+        """The averaged weights in place of the network's own, where there are any."""
+        if self.average is not None:
+            self.average.swap(network)
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap(network)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _keeps(self) -> bool:
+        """A checkpoint is due. None is made while steps fail, so that there is a good one to go back to."""
+        ended = self.over or self.step == self.config.steps
+        return ended or (self.step % (self.config.checkpoint_every or self.config.validate_every) == 0 and not self.guard.in_a_row)
+
+    def _keep(self) -> None:
+        """The checkpoint comes last: a run that is killed before it goes on from the one before, and writes the rest again."""
+        weights, state = self._gathered(whole=True)
+        if not self.validation:  # nothing to choose by: the last are the best
+            with self._averaged(core(self.network.module)) if self.average is not None else contextlib.nullcontext():
+                best, _ = self._gathered()
+                if self.first:
+                    save_state(best, self.run.weights_file, self.settings)
+        if not self.first:
+            return
+        self.guard.kept(self.step)
+        self.history.flush()
+        state = {
+            "identity": self.identity,
+            "settings": self.settings.model_dump(mode="json"),
+            "step": self.step,  # the schedule's and the sampler's place too; the precisions that there are have no scaler
+            "network": weights,
+            "optimizer": state,
+            "average": self.average.state_dict() if self.average is not None else None,
+            "random": random_states(),
+            "guard": self.guard.state(),
+            "validation": {"step": self.validated, "best": self.best, "best_step": self.best_step, "over": self.over},
+            "history": as_table(self.history.rows),
+        }
+        save_checkpoint(self.run.checkpoint_file, state, previous=self.run.previous_file)
+
+    def _gathered(self, *, whole: bool = False) -> tuple[dict[str, Tensor], dict]:
+        """The network's weights, and with `whole` all that is trained with it, and the optimiser's state."""
+        if self.sharded:
+            return gather(self.network._forward_module, self.optimizer.optimizer, sharded=True)  # the root of FSDP; Fabric's `module` is inside it
+        module = self.network.module
+        return gather(module if whole else core(module), self.optimizer.optimizer, sharded=False)
+
+    def _restore(self, state: dict) -> None:
+        network = self.network._forward_module if self.sharded else self.network.module
+        scatter(network, self.optimizer.optimizer, state["network"], state["optimizer"], sharded=self.sharded)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        set_random_states(state["random"])
+        self.guard.load(state["guard"])
+        self.step, self.history.rows = state["step"], as_rows(state["history"])
+        self.history.cut(self.step)
+        told = state["validation"]
+        self.validated, self.best, self.best_step, self.over = told["step"], told["best"], told["best_step"], told["over"]
+
+    def _roll_back(self, batches: list[Batch]) -> None:
+        """Back to the last checkpoint with a lower rate; the second time at one place, the end."""
+        limit, loss, guard, failed = self.config.non_finite_steps, self.history.rows[-1]["loss"], self.guard, self.step
+        if not guard.roll_back(failed):
+            self.history.flush()
+            raise not_finite(core(self.network.module), self.fabric.to_device(batches[0][0]), failed, limit, loss)
+        self.fabric.barrier()
+        now = guard.state()
+        state = load_newest(self.run.checkpoint_file, self.run.previous_file, say=self.progress.say)
+        if state is None:
+            raise UserError(f"{self.run.checkpoint_file}: is gone, expected the checkpoint of this training. Start it again.")
+        self._restore(state)
+        guard.load(now)
+        self.line_from = self.step
+        self.progress.back(self.step)
+        self.progress.say(f"{limit} steps in a row were not finite, up to step {failed}: back to step {self.step}, with {guard.rate:g} of the learning rate")
+
+    def _clear(self) -> None:
+        """Parts of files that a killed run has left are removed, before any process looks."""
+        if self.first:
+            for left in self.run.folder.glob(".*"):
+                if _PART.fullmatch(left.name):
+                    left.unlink(missing_ok=True)
+        self.fabric.barrier()
+
+    def _start(self, network: nn.Module) -> str | None:
+        """Weights to start from, where they are asked for, and their table in the run folder."""
+        if self.config.init_from is None:
+            return None
+        table = start_from(network, self.config.init_from, label_space(self.settings.data).class_names)
+        if self.first:
+            with written_whole(self.run.initial_file) as part:
+                table.to_csv(part, index=False)
+        return f"starts from {self.config.init_from}: {summary(table)}; {self.run.initial_file.name} tells each"
+
+    # ------------------------------------------------------------ telling
+
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop."""
+        if self.fabric.world_size == 1:
+            return self.stop.asked
+        return bool(self.fabric.all_reduce(torch.tensor(float(self.stop.asked), device=self.fabric.device), reduce_op="sum") > 0)
+
+    def _heartbeat(self) -> None:
+        if time.monotonic() - self.told_at > HEARTBEAT_SECONDS:
+            self._tell("running", steps=self.step, skipped=self.guard.skipped, peak_gib=memory_gib())
+            self.history.flush()
+            self.told_at = time.monotonic()
+
+    def _tell(self, state: State, **told: object) -> None:
+        if self.first:
+            self.run.set_state(state, **told)

@@ -3,11 +3,13 @@
 import multiprocessing
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
@@ -20,9 +22,13 @@ from ..data.prepare import PreparedCase
 from ..errors import UserError
 from ..paths import runs_dir
 from ..run.evaluate import evaluate
-from ..run.folder import Run
+from ..run.folder import Run, written_whole
 from ..run.predict import predict_probabilities
+from ..run.signals import STATUS, Stopped
 from ..run.train import fit
+
+Watch = Callable[[dict[str, pd.DataFrame]], None]  # called with histories so far, by name
+WATCH_SECONDS = 30  # between two calls: a figure takes a processor as long as a step
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def trained(demo: DemoRun, *, progress: bool = True) -> Run:
 
     def training_patient_dice(step: int, network: nn.Module) -> dict[str, float]:
         predicted = predict_probabilities(network.eval(), demo.train_case, demo.settings).argmax(0)
+        _keep_sample(demo.run, step, predicted)
         table = evaluate(
             predicted,
             demo.train_case.label,
@@ -93,9 +100,23 @@ def trained(demo: DemoRun, *, progress: bool = True) -> Run:
     return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=training_patient_dice)
 
 
-def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True) -> dict[str, Run]:
+def _keep_sample(run: Run, step: int, predicted: np.ndarray) -> None:
+    with written_whole(run.samples / f"step-{step:07d}.npz") as part:
+        np.savez_compressed(part, label=predicted.astype(np.uint8))
+
+
+def samples(run: Run) -> dict[int, np.ndarray]:
+    """What the network said of its training patient at each validation: steps done -> class indices (D, H, W) uint8 on the prepared grid."""
+    found = {}
+    for path in sorted(run.samples.glob("step-*.npz")):
+        with np.load(path) as kept:
+            found[int(path.stem.removeprefix("step-"))] = kept["label"]
+    return found
+
+
+def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True, watch: Watch | None = None) -> dict[str, Run]:
     """Train several runs, as `trained` does. Without a GPU they go side by side, each in a process of its own with its share of the cores:
-    small convolutions gain little from a second core.
+    small convolutions gain little from a second core. `watch` is called with their histories, every so often and at the end.
 
     Raises UserError: what any of them raises, after the others have ended.
     """
@@ -103,7 +124,11 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True)
     cores = torch.get_num_threads()
     on_cpu = all(demo.settings.training.accelerator == "cpu" or not torch.cuda.is_available() for demo in todo.values())
     if not on_cpu or len(todo) < 2 or cores < len(todo):
-        return {name: trained(demo, progress=progress) for name, demo in demos.items()}
+        done = {}
+        for name, demo in demos.items():
+            done[name] = trained(demo, progress=progress)
+            _watched(demos, watch)
+        return done
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     work = {name: context.Process(target=_train_in_process, args=(demo, cores // len(todo), errors), daemon=True) for name, demo in todo.items()}
@@ -114,9 +139,12 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True)
     try:
         for process in work.values():
             process.start()
-        running = True
+        running, told = True, time.monotonic()
         while running:
             time.sleep(0.5)
+            if time.monotonic() - told > WATCH_SECONDS:
+                _watched(demos, watch)
+                told = time.monotonic()
             running = any(process.is_alive() for process in work.values())
             bar.update(sum(demo.run.status.get("steps", 0) for demo in todo.values()) - bar.n)
     finally:
@@ -129,7 +157,14 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True)
     if died := {name: process.exitcode for name, process in work.items() if process.exitcode}:
         name = next(iter(died))
         raise RuntimeError(f"{demos[name].run.folder}: training ended with exit status {died[name]}; its own words are in the log above.")
-    return {name: trained(demo, progress=False) for name, demo in demos.items()}
+    done = {name: trained(demo, progress=False) for name, demo in demos.items()}
+    _watched(demos, watch)
+    return done
+
+
+def _watched(demos: Mapping[str, DemoRun], watch: Watch | None) -> None:
+    if watch is not None:
+        watch({name: demo.run.history for name, demo in demos.items()})
 
 
 def _train_in_process(demo: DemoRun, threads: int, errors) -> None:
@@ -138,3 +173,5 @@ def _train_in_process(demo: DemoRun, threads: int, errors) -> None:
         trained(demo, progress=False)
     except UserError as error:
         errors.put(str(error))
+    except Stopped:  # the notebook was interrupted; the run goes on from its checkpoint when asked again
+        sys.exit(STATUS)

@@ -1,16 +1,18 @@
 """Weights and checkpoints: the same after reading, refused where they do not fit, whole or not there, and never code."""
 
 import contextlib
+import errno
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from homelib import UserError
 from homelib.config import Settings, override
 from homelib.run import checkpoint
-from homelib.run.checkpoint import build_network, load_checkpoint, load_weights, save_checkpoint, save_weights
+from homelib.run.checkpoint import build_network, load_checkpoint, load_newest, load_weights, save_checkpoint, save_weights
 
 
 @pytest.fixture
@@ -79,21 +81,69 @@ def test_a_write_that_fails_leaves_the_old_file(saved, smoke, monkeypatch):
 
     def half_written(state, part, metadata):
         part.write_bytes(b"half")
-        raise OSError("disk full")
+        raise OSError("disk broken")
 
     monkeypatch.setattr(checkpoint, "save_file", half_written)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk broken"):
         save_weights(build_network(smoke), path, smoke)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_a_checkpoint_holds_tensors_and_plain_values(tmp_path):
-    state = {"network": {"w": torch.randn(3)}, "history": [{"step": 0, "loss": 0.5}], "schedule": {"last_epoch": 1}}
-    save_checkpoint(tmp_path / "last.ckpt", state)
+    plain = {"history": [{"step": 0, "loss": 0.5}], "betas": (0.9, 0.999), "none": None, "by number": {3: "three"}, "random": (3, (1, 2), None)}
+    tensors = {"w": torch.randn(3, 2).T, "step": torch.tensor(7.0), "bytes": torch.get_rng_state(), "empty": torch.zeros(0), "shared": torch.zeros(2)}
+    tensors["again"] = tensors["shared"]
+    save_checkpoint(tmp_path / "last.ckpt", plain | {"network": tensors})
     found = load_checkpoint(tmp_path / "last.ckpt")
-    assert torch.equal(found["network"]["w"], state["network"]["w"])
-    assert (found["history"], found["schedule"]) == (state["history"], state["schedule"])
+    assert all(torch.equal(found["network"][name], tensor) and found["network"][name].dtype == tensor.dtype for name, tensor in tensors.items())
+    del found["network"]
+    assert found == plain
+
+
+def test_a_checkpoint_takes_no_other_objects(tmp_path):
+    with pytest.raises(TypeError, match=r"/a/1: a checkpoint holds tensors and plain values, not a ndarray"):
+        save_checkpoint(tmp_path / "last.ckpt", {"a": [1, np.zeros(2)]})
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_generations_are_kept_and_the_older_one_stands_in_for_a_damaged_one(tmp_path):
+    last, previous, told = tmp_path / "last.ckpt", tmp_path / "previous.ckpt", []
+    assert load_newest(last, previous, say=told.append) is None
+    for step in (1, 2, 3):
+        save_checkpoint(last, {"step": step, "w": torch.full((100,), float(step))}, previous=previous)
+    assert load_newest(last, previous, say=told.append)["step"] == 3
+    last.write_bytes(last.read_bytes()[:-4] + b"oops")
+    state = load_newest(last, previous, say=told.append)
+    assert (state["step"], state["w"][0]) == (2, 2)
+    assert len(told) == 1
+    assert "last.ckpt: damaged or no checkpoint (ValueError: its bytes have changed)" in told[0]
+    assert "previous.ckpt is used, of step 2" in told[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.ckpt", "previous.ckpt"]
+    save_checkpoint(last, {"step": 4}, previous=previous)  # the good one is not given up for the damaged one
+    assert load_checkpoint(previous)["step"] == 2
+    for path in (last, previous):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        load_newest(last, previous, say=told.append)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")])
+def test_a_full_disk_is_one_line_and_leaves_the_last_good_checkpoint(error, tmp_path, monkeypatch):
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    for step in (1, 2):
+        save_checkpoint(last, {"step": step}, previous=previous)
+
+    def full(tensors, part, metadata):
+        part.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match=r"last\.ckpt: no room for 1 MiB on the disk; last\.ckpt is as it was\. Make room") as caught:
+        save_checkpoint(last, {"step": 3, "w": torch.zeros(2**18)}, previous=previous)
+    assert "\n" not in str(caught.value)
+    assert (load_checkpoint(last)["step"], load_checkpoint(previous)["step"]) == (2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 class Evil:
@@ -109,7 +159,7 @@ class Evil:
 @pytest.mark.parametrize("write", [lambda o, p: torch.save(o, p), lambda o, p: p.write_bytes(pickle.dumps(o, protocol=2))], ids=["torch", "pickle"])
 def test_reading_a_checkpoint_runs_no_code(write, tmp_path):
     write({"network": Evil(tmp_path / "created")}, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=r"last\.ckpt: damaged or no checkpoint \(UnpicklingError\)"):
+    with pytest.raises(UserError, match=r"last\.ckpt: damaged or no checkpoint \(SafetensorError"):
         load_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "created").exists()
     with contextlib.suppress(RuntimeError):  # it would have

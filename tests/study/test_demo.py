@@ -87,7 +87,7 @@ def test_a_number_of_classes_that_is_not_the_datas_is_refused(tmp_path):
     [
         ({"profile": "smoke", "changes": {"training.step": 3}}, r"^training\.step: no such field; did you mean training\.steps\?"),
         ({"profile": "smoke", "changes": {"training.steps": "many"}}, r"^training\.steps: found 'many'"),
-        ({"profile": "smok"}, r"^profile: found 'smok', expected one of smoke, laptop, paper; did you mean smoke\?"),
+        ({"profile": "smok"}, r"^profile: found 'smok', expected one of smoke, laptop, paper, released; did you mean smoke\?"),
         ({"profile": "smoke", "direction": "c-to-c"}, r"^direction: found 'c-to-c', expected one of a-to-c, c-to-a"),
     ],
     ids=["unknown setting", "wrong value", "unknown profile", "unknown direction"],

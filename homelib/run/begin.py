@@ -1,0 +1,71 @@
+"""What is seen to before a training begins: its settings and cases fit each other, its devices are there, its folder is its own."""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+
+from lightning_fabric import Fabric
+from torch import nn
+
+from ..config import Settings, TrainingConfig
+from ..data.prepare import PreparedCase
+from ..errors import UserError
+from .folder import Run, written_whole
+from .mixture import label_space
+
+MEANS = ("accelerator", "workers", "loggers", "checkpoint_every")  # settings that change how a run is computed, not what: they may differ when it goes on
+
+OnValidation = Callable[[int, nn.Module], dict[str, float]]
+
+
+def launched(config: TrainingConfig) -> Fabric:
+    """Fabric with the devices of the settings, and its other processes where there are several."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    strategy: object = config.strategy
+    if config.strategy == "fsdp":
+        from lightning_fabric.strategies import FSDPStrategy
+
+        from ..network.unet import Block
+
+        strategy = FSDPStrategy(auto_wrap_policy={Block})
+    try:
+        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes, strategy=strategy, precision=config.precision)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"training.accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}: {reason}") from None
+    if config.devices * config.num_nodes > 1 or config.strategy != "auto":
+        # of 1x1x1 convolutions, whose two memory formats are one
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        fabric.launch()
+    return fabric
+
+
+def check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:
+    names = label_space(settings.data).class_names
+    if settings.model.out_channels != len(names):
+        sets = " and ".join((settings.data.manifest, *settings.data.also))
+        found, told = settings.model.out_channels, f"{len(names)}, the classes of {sets} with its background"
+        raise UserError(f"model.out_channels: found {found}, expected {told}. Set model.out_channels={len(names)}.")
+    given = {case.case.id for case in validation}
+    if given != set(settings.data.validation_cases):
+        wanted = ", ".join(settings.data.validation_cases) or "none"
+        raise UserError(f"data.validation_cases: found {wanted}, but {', '.join(sorted(given)) or 'no case'} is at hand to validate on; make them agree.")
+    if unlabelled := [case.case.id for case in validation if case.label is None]:
+        raise UserError(f"data.validation_cases: found {', '.join(unlabelled)} without a label, expected labelled cases.")
+    if settings.training.strategy == "fsdp" and on_validation is not None:
+        raise UserError("training.strategy: found fsdp with a function of its own at validation, which one process alone would call; choose ddp.")
+
+
+def claim(run: Run, settings: Settings) -> None:
+    """Make the folder this run's, or see that it is; settings of `MEANS` may be new."""
+    if run.settings_file.exists() and (theirs := run.settings) != settings:
+        alike = theirs.model_copy(update={"training": theirs.training.model_copy(update={name: getattr(settings.training, name) for name in MEANS})})
+        if alike != settings:
+            differ = [k for k in type(settings).model_fields if getattr(alike, k) != getattr(settings, k)]
+            raise UserError(
+                f"{run.folder}: holds a run with other settings ({', '.join(differ)}); nothing was changed. Choose another name, or delete the folder."
+            )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.settings_file.exists() or run.settings != settings:
+        with written_whole(run.settings_file) as part:
+            settings.save(part)

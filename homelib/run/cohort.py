@@ -1,0 +1,108 @@
+"""A user's data to a training: cases that `home data prepare` has made, split by their manifest, and settings completed by it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Settings, override
+from ..data.cohort import open_all
+from ..data.layouts import find_cases
+from ..data.manifest import Case, Manifest, load_manifest
+from ..data.prepare import PreparedCase
+from ..data.split import split
+from ..errors import UserError
+from ..paths import cache_dir
+from .mixture import label_space
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set by name or path of its manifest, the folder of its files, and that of its prepared cases (None: where `home data prepare` puts them)."""
+
+    manifest: str
+    root: Path
+    prepared: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Settings of a training, complete, and its cases, to be read by slices."""
+
+    settings: Settings
+    train: tuple[PreparedCase, ...]
+    validation: tuple[PreparedCase, ...]
+
+
+def folds_of(sets: Sequence[DataSet]) -> int:
+    """How many folds the manifests deal their cases into. Raises UserError where they have none, or differ."""
+    found = {load_manifest(one.manifest).name: _folds(load_manifest(one.manifest)) for one in sets}
+    if len(set(found.values())) != 1 or None in found.values():
+        told = ", ".join(f"{name} {folds or 'none'}" for name, folds in found.items())
+        raise UserError(f"--fold: found folds: {told}; expected the same number in each. Write split: {{folds: 5}} in the manifest, or leave --fold out.")
+    return next(iter(found.values()))
+
+
+def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = None, changes: Mapping[str, Any] | None = None) -> Cohort:
+    """Open the prepared cases of one or more data sets and complete the settings by their manifests.
+
+    Args:
+        settings: of a preset.
+        sets: what is trained on; classes of one name are one.
+        fold: which is validated on, where the manifest deals its cases into folds; all others are trained on.
+        changes: of the user, by dotted name; they win over what a manifest says.
+
+    Returns:
+        The cohort. Patch and epochs are the manifest's, where it has them; an epoch is as many steps as it takes to draw as many patches as there are cases.
+
+    Raises:
+        UserError: a fold that is not there, or is needed; no labelled case to train on; cases not prepared, or with different spacings; one id twice.
+    """
+    changes, parts, opened = dict(changes or {}), {"train": [], "validation": [], "test": []}, {}
+    for one in sets:
+        manifest = load_manifest(one.manifest)
+        cases = {case.id: case for case in find_cases(manifest, one.root).cases}
+        assigned = split(manifest, cases.values(), root=one.root)
+        chosen = _parts(manifest, cases, assigned, fold)
+        labelled = [cases[name] for part in ("train", "validation") for name in chosen[part]]
+        if twice := [case.id for case in labelled if case.id in opened]:
+            raise UserError(f"{one.root}: found the case {twice[0]} in another data set too, expected ids of their own. Rename the files of one.")
+        folder = one.prepared or cache_dir() / "prepared" / manifest.name
+        opened |= {case.case.id: case for case in open_all(labelled, folder)}
+        for part, ids in chosen.items():
+            parts[part] += ids
+    spacings = sorted({case.spacing_mm for case in opened.values()})
+    if len(spacings) != 1:
+        raise UserError(
+            f"prepared cases: found spacings {', '.join(map(str, spacings)) or 'of no case'}, expected one for all. Prepare them with one --spacing."
+        )
+    first = load_manifest(sets[0].manifest)
+    told: dict[str, Any] = {"data.manifest": first.reference, "data.also": tuple(load_manifest(one.manifest).reference for one in sets[1:])}
+    told |= {f"data.{part}_cases": tuple(ids) for part, ids in parts.items()} | {"data.spacing_mm": spacings[0]}
+    told |= {"data.patch_voxels": first.patch_voxels} if first.patch_voxels else {}
+    complete = override(settings, told | {name: value for name, value in changes.items() if name.startswith("data.")})
+    complete = override(complete, {"model.out_channels": len(label_space(complete.data).class_names)} | changes)
+    if first.epochs and "training.steps" not in changes:
+        complete = override(complete, {"training.steps": first.epochs * -(-len(parts["train"]) // complete.training.patches_a_step)})
+    return Cohort(complete, *(tuple(opened[name] for name in parts[part]) for part in ("train", "validation")))
+
+
+def _folds(manifest: Manifest) -> int | None:
+    return manifest.split.folds if manifest.split else None
+
+
+def _parts(manifest: Manifest, cases: Mapping[str, Case], assigned: Mapping[str, str], fold: int | None) -> dict[str, list[str]]:
+    """Ids to train on, validate on and test on. Cases without a label are tested on alone, where the split says so."""
+    folds = _folds(manifest)
+    if folds is None and fold is not None:
+        raise UserError(f"--fold: found {fold}, but {manifest.name} has no folds. Write split: {{folds: 5}} in its manifest, or leave --fold out.")
+    if folds is not None and (fold is None or not 0 <= fold < folds):
+        raise UserError(f"--fold: found {fold}, expected 0 to {folds - 1}, or all: {manifest.name} deals its cases into {folds} folds.")
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for name, part in assigned.items():
+        role = ("validation" if part == f"fold-{fold}" else "train") if part.startswith("fold-") else part
+        if role == "test" or cases[name].label is not None:
+            parts[role].append(name)
+    if not parts["train"]:
+        raise UserError(f"{manifest.name}: found no labelled case to train on among {len(cases)}, expected one at least. Check the folder and the split.")
+    return parts

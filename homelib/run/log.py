@@ -1,0 +1,110 @@
+"""What a training tells as it runs: a row a step in history.csv, TensorBoard for who asks, a line an interval, and a bar on a terminal."""
+
+import csv
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+from ..errors import UserError
+from .folder import HISTORY, written_whole
+
+
+class History:
+    """Rows by step, as they are. In the file they are as of the last `flush`, so that others can watch; a file with more rows than a checkpoint is
+    written anew when the training goes on."""
+
+    def __init__(self, path: Path | None, rows: Sequence[dict] = ()):
+        self.path, self.rows = path, list(rows)
+        self._columns, self._written = (), 0
+
+    def add(self, row: dict) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> None:
+        """Add what is new to the file; write it anew, whole, where it has other columns or was not begun here."""
+        if self.path is None:
+            return
+        columns = tuple(dict.fromkeys(name for row in self.rows[self._written :] for name in (*self._columns, *row)))
+        if self._written and columns in ((), self._columns):
+            with open(self.path, "a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerows(self.rows[self._written :])
+        else:
+            self._columns = tuple(dict.fromkeys((*self._columns, *(name for row in self.rows for name in row)))) or HISTORY
+            with written_whole(self.path) as part:
+                pd.DataFrame(self.rows, columns=self._columns).to_csv(part, index=False)
+        self._written = len(self.rows)
+
+    def cut(self, steps: int) -> None:
+        """Forget all rows from `steps` on."""
+        self.rows, self._written = self.rows[:steps], 0
+
+
+class TensorBoard:
+    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`."""
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError('training.loggers: found tensorboard, which is not installed; pip install "homelib[tensorboard]", or leave it out.') from None
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def add(self, row: dict) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Progress:
+    """A bar where stderr is a terminal, and a line an interval wherever progress is asked for."""
+
+    def __init__(self, name: str, *, done: int, steps: int, show: bool):
+        self.name, self.steps, self.show = name, steps, show
+        self.bar = tqdm(total=steps, initial=done, desc=name, disable=not (show and sys.stderr.isatty()), mininterval=1)
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def back(self, step: int) -> None:
+        self.bar.reset(self.steps)
+        self.bar.update(step)
+
+    def line(self, rows: Sequence[dict], *, skipped: int, memory_gib: float | None, best: float | None) -> None:
+        """What an interval was: median loss, rate, gradient norm, Dice where there is one, time a step, memory."""
+        last, first = rows[-1], rows[0]
+        took = (last["seconds"] - first["seconds"]) / max(1, len(rows) - 1)
+        told = [f"step {last['step'] + 1}/{self.steps}", f"loss {statistics.median(row['loss'] for row in rows):.3f}"]
+        told += [f"rate {last['learning_rate']:.2g}", f"gradient {statistics.median(row['gradient_norm'] for row in rows):.2g}"]
+        told += [f"{name.replace('_', ' ')} {last[name]:.3f}" for name in last if name.endswith("dice")]
+        told += [f"best {best:.3f}"] if best is not None else []
+        told += [f"{took:.3g} s a step"] + ([f"{memory_gib:.1f} GiB"] if memory_gib else []) + ([f"{skipped} steps skipped"] if skipped else [])
+        self.say(", ".join(told))
+
+    def say(self, text: str) -> None:
+        if self.show:
+            self.bar.write(f"{self.name}: {text}", file=sys.stdout)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def memory_gib() -> float | None:
+    """The most memory that this process has held: of its GPU, else of the machine; None where the system does not tell (Windows)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

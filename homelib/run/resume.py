@@ -1,0 +1,138 @@
+"""The state of a training, out of its parts and back into them: what a checkpoint holds, and what it must agree with to be gone on from."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..config import Settings
+from ..data.cache import CaseFile, Chunked
+from ..data.prepare import PreparedCase
+from ..errors import UserError
+from .folder import HISTORY
+from .mixture import label_space
+
+NAMES_TOLD = 3
+
+
+def identity(settings: Settings, cases: Sequence[PreparedCase]) -> dict:
+    """What must be the same for a checkpoint to be gone on from: network, classes, and the cases' contents; and the code's version, which is told."""
+    return {
+        "network": {"network": settings.network} | settings.model.model_dump(mode="json", exclude={"scan_backend"}),
+        "classes": list(label_space(settings.data).class_names),
+        "data": {case.case.id: fingerprint(case) for case in cases},
+        "code": code_version(),
+    }
+
+
+def fingerprint(case: PreparedCase) -> str:
+    """Of a case's contents: what its file was prepared from, or, where it is in memory, its voxels."""
+    if isinstance(case.image, Chunked):
+        return CaseFile.open(case.image.path).facts["fingerprint"][:16]
+    told = hashlib.sha256(repr((case.image.shape, case.affine.tolist())).encode())
+    for volume in (case.image, case.label):
+        told.update(np.ascontiguousarray(volume).tobytes() if volume is not None else b"none")
+    return told.hexdigest()[:16]
+
+
+@cache
+def code_version() -> str:
+    """The package's version, and a hash of its source files."""
+    from homelib import __version__
+
+    package, told = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        told.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return f"{__version__} ({told.hexdigest()[:12]})"
+
+
+def check_identity(path: Path, found: dict, expected: dict) -> str | None:
+    """Raises UserError with what differs; returns a line where only the code does."""
+    told = []
+    differ = [name for name in expected["network"] if found["network"].get(name) != expected["network"][name]]
+    told += [f"{name} was {found['network'].get(name)}, is {expected['network'][name]}" for name in differ]
+    if found["classes"] != expected["classes"]:
+        told.append(f"classes were {', '.join(found['classes'])}, are {', '.join(expected['classes'])}")
+    told += _cases_that_differ(found["data"], expected["data"])
+    if told:
+        raise UserError(f"{path}: of another training: {'; '.join(told)}. Give what it was made with, or choose another name for the run.")
+    return None if found["code"] == expected["code"] else f"the checkpoint is of homelib {found['code']}, this is {expected['code']}"
+
+
+def _cases_that_differ(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    kinds = {
+        "were trained on and are not given": [name for name in found if name not in expected],
+        "are new": [name for name in expected if name not in found],
+        "have other contents": [name for name in expected if name in found and found[name] != expected[name]],
+    }
+    return [f"{len(ids)} cases {kind} ({', '.join(ids[:NAMES_TOLD])}{', ...' if len(ids) > NAMES_TOLD else ''})" for kind, ids in kinds.items() if ids]
+
+
+# ---------------------------------------------------------------- random numbers
+
+
+def random_states() -> dict:
+    """Of Python, NumPy, torch and its GPUs. Patches need none of them: they are functions of seed, step and place."""
+    kind, keys, at, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  libraries may use it
+    state = {"python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), int(at), int(has_gauss), float(gauss))}
+    state["torch"] = torch.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_states(state: dict) -> None:
+    """Undo what has happened since. A checkpoint that was made with another number of GPUs has no state for them."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# ---------------------------------------------------------------- network and optimiser
+
+
+def gather(network: nn.Module, optimizer: torch.optim.Optimizer, *, sharded: bool) -> tuple[dict[str, Tensor], dict]:
+    """Weights and optimiser state, whole. Under FSDP all processes must call it, and the first one gets them."""
+    if not sharded:
+        return network.state_dict(), optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    return get_state_dict(network, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def scatter(network: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], state: dict, *, sharded: bool) -> None:
+    """Put back what `gather` took."""
+    if sharded:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+        options = StateDictOptions(full_state_dict=True)
+        set_state_dict(network, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)
+    else:
+        network.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():  # the fused step wants them in the parameter's own memory format, which the file does not keep
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
+def as_table(rows: Sequence[dict]) -> dict:
+    """Rows of numbers as one float64 tensor, NaN where a row lacks a column."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    values = [[float(row.get(name, float("nan"))) for name in columns] for row in rows]
+    return {"columns": columns, "values": torch.tensor(values, dtype=torch.float64).reshape(len(rows), len(columns))}
+
+
+def as_rows(table: dict) -> list[dict]:
+    """What `as_table` was given; steps are integers again. What every row has may be NaN, in a step that was skipped."""
+    lines = (zip(table["columns"], line, strict=True) for line in table["values"].tolist())
+    rows = [{name: value for name, value in line if value == value or name in HISTORY} for line in lines]
+    return [row | {"step": int(row["step"])} for row in rows]

@@ -1,0 +1,59 @@
+"""Validation within a training: sliding-window predictions of some cases, Dice by case and class on the prepared grid."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from ..config import IGNORE, Settings
+from ..data.manifest import load_manifest
+from ..data.prepare import PreparedCase
+from .evaluate import evaluate
+from .mixture import label_space
+from .predict import predict_probabilities
+
+COLUMNS = ("case", "class", "dice")
+
+
+def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settings, *, stop: Callable[[], bool] = lambda: False) -> pd.DataFrame | None:
+    """Dice of each case and class that its data set has labelled; NaN where a class is neither there nor found.
+
+    Args:
+        network: left in eval mode.
+        cases: prepared and labelled.
+        settings: of the run.
+        stop: asked before each case; True ends it.
+
+    Returns:
+        Columns case, class, dice; None where it was ended.
+    """
+    network.eval()
+    space, rows = label_space(settings.data), []
+    for case in cases:
+        if stop():
+            return None
+        data_set = load_manifest(case.case.manifest).name
+        known = [space.class_names[index] for index in space.indices[data_set][1:]]
+        label = space.to_union(np.asarray(case.label), data_set)
+        predicted = predict_probabilities(network, case, settings).argmax(0)
+        predicted = np.where((label == IGNORE) | ~np.isin(predicted, space.indices[data_set]), 0, predicted)
+        table = evaluate(
+            predicted,
+            label,
+            spacing_mm=case.spacing_mm,
+            class_names=space.class_names,
+            case=case.case.id,
+            method=settings.network,
+            label_origin=case.case.label_origin,
+            metrics=("dice",),
+        )
+        rows += [{"case": row["case"], "class": row["class"], "dice": row["value"]} for _, row in table.iterrows() if row["class"] in known]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def class_mean_dice(table: pd.DataFrame) -> float:
+    """The mean over classes of the means over cases; 0 where there is nothing to be found and nothing was."""
+    by_class = table.groupby("class")["dice"].mean()
+    mean = by_class.mean()
+    return float(mean) if np.isfinite(mean) else 0.0

@@ -1,0 +1,39 @@
+"""Estimates: the arithmetic by hand, the paper's figure, and memory that grows as it must."""
+
+import pytest
+
+from homelib.config import override, preset
+from homelib.run.estimate import Estimate, demand, needed_gib, paper_seconds_a_patch
+
+
+def test_hours_and_rates_by_hand():
+    """1,000 steps of 2 patches in 4 s each: 2 s a patch. A patch takes 3 s to make, so two processes keep up and one does not."""
+    one = Estimate(step_seconds=4.0, patch_seconds=3.0, patch_mib=10.0, memory_gib=5.0, steps=1000, patches=2000, workers=1, device="x")
+    rows = {row["GPUs"]: row for row in one.rows()}
+    assert (rows[1]["hours"], rows[1]["limit"]) == (pytest.approx(6000 / 3600), "data loading")
+    assert rows[8]["hours"] == pytest.approx(6000 / 3600 / 8)
+    assert (rows[1]["MiB/s read"], rows[64]["MiB/s read"]) == (pytest.approx(5.0), pytest.approx(320.0))
+    assert rows[1]["workers a GPU"] == 2
+    two = Estimate(4.0, 3.0, 10.0, 5.0, 1000, 2000, workers=2, device="x").rows()[0]
+    assert (two["hours"], two["limit"]) == (pytest.approx(4000 / 3600), "compute")
+
+
+def test_the_papers_pretraining_took_three_quarters_of_a_second_a_patch():
+    assert paper_seconds_a_patch() == pytest.approx(7 * 24 * 3600 * 8 / (9404 * 0.85 * 800))
+    assert 0.7 < paper_seconds_a_patch() < 0.8
+
+
+def test_memory_grows_with_patches_and_falls_with_half_precision(smoke):
+    small, two = (override(smoke, {"training.batch_size": size, "data.patch_voxels": (64, 64, 64)}) for size in (1, 2))
+    fixed = demand(small).fixed_bytes / 2**30
+    assert needed_gib(two) - fixed == pytest.approx(2 * (needed_gib(small) - fixed))
+    assert demand(override(small, {"training.precision": "bf16-mixed"})).voxel_bytes == pytest.approx(demand(small).voxel_bytes / 2)
+    assert demand(override(small, {"training.ema": 0.9})).fixed_bytes == pytest.approx(1.25 * demand(small).fixed_bytes)
+
+
+def test_what_is_counted_agrees_with_what_a_small_network_is_known_to_keep(smoke):
+    """Some kilobytes a voxel: 4 bytes for each of the few hundred values that a voxel of the input has in all layers, times what comes and goes."""
+    assert 300 < demand(smoke).voxel_bytes < 5000
+    laptop = demand(preset("laptop"))
+    assert laptop.voxel_bytes > demand(smoke).voxel_bytes
+    assert laptop.fixed_bytes == pytest.approx(16 * 3_000_269, rel=0.01)

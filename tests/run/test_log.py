@@ -1,0 +1,84 @@
+"""What a training tells: a history that others can read while it grows, lines that are short, TensorBoard for who has it."""
+
+import sys
+
+import pandas as pd
+import pytest
+
+from homelib import UserError
+from homelib.config import override
+from homelib.run.folder import HISTORY, Run
+from homelib.run.log import History, Progress
+from homelib.run.train import fit
+
+
+def row(step: int, **more) -> dict:
+    return {"step": step, "loss": 1 / (step + 1), "learning_rate": 0.1, "gradient_norm": 2.0, "seconds": 0.5 * step} | more
+
+
+def test_the_file_has_the_rows_of_the_last_flush_whatever_columns_come(tmp_path):
+    history = History(tmp_path / "history.csv")
+    history.flush()
+    assert list(pd.read_csv(history.path).columns) == list(HISTORY)
+    for step in range(7):
+        history.add(row(step) | ({"dice": 0.5} if step == 3 else {}))
+        history.flush()
+        pd.testing.assert_frame_equal(pd.read_csv(history.path), pd.DataFrame(history.rows), check_dtype=False)
+    before = history.path.stat().st_ino
+    history.add(row(7))
+    history.flush()
+    assert history.path.stat().st_ino == before  # added to, not written anew
+    history.cut(2)
+    history.add(row(2))
+    history.flush()
+    assert pd.read_csv(history.path)["step"].tolist() == [0, 1, 2]
+
+
+def test_a_line_has_the_medians_of_its_interval(capsys):
+    progress = Progress("mine", done=0, steps=10, show=True)
+    progress.line([row(0), row(1), row(2, validation_dice=0.25)], skipped=1, memory_gib=1.5, best=0.5)
+    told = capsys.readouterr()
+    assert told.out == "mine: step 3/10, loss 0.500, rate 0.1, gradient 2, validation dice 0.250, best 0.500, 0.5 s a step, 1.5 GiB, 1 steps skipped\n"
+    assert told.err == ""  # no bar off a terminal
+
+
+def test_nothing_is_told_where_nothing_is_asked_for(smoke, prepared, tmp_path, capsys):
+    fit(smoke, [prepared], tmp_path / "run", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tensorboard_that_is_missing_is_one_line(smoke, prepared, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"^training\.loggers: found tensorboard, which is not installed; pip install") as caught:
+        fit(override(smoke, {"training.loggers": ["csv", "tensorboard"]}), [prepared], tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_tensorboard_gets_every_row(smoke, prepared, tmp_path, monkeypatch):
+    import types
+
+    seen = []
+
+    class Writer:
+        def __init__(self, folder):
+            seen.append(folder)
+
+        def add_scalar(self, name, value, step):
+            seen.append((name, step))
+
+        def close(self):
+            seen.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    fit(override(smoke, {"training.loggers": ["csv", "tensorboard"]}), [prepared], tmp_path / "run", progress=False)
+    assert seen[0] == str(tmp_path / "run" / "tensorboard")
+    assert [step for name, step in (item for item in seen if isinstance(item, tuple)) if name == "loss"] == [0, 1, 2, 3]
+    assert seen[-1] == "closed"
+
+
+def test_what_was_saved_is_a_table(smoke, prepared, tmp_path):
+    run = fit(smoke, [prepared], tmp_path / "run", progress=False)
+    saved = run.saved().set_index("file")
+    assert {"settings.json", "status.json", "history.csv", "best.safetensors", "last.ckpt", "previous.ckpt"} == set(saved.index)
+    assert saved.loc["last.ckpt", "MiB"] == pytest.approx(run.checkpoint_file.stat().st_size / 2**20)
+    assert Run(tmp_path / "none").saved().empty
