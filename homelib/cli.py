@@ -113,16 +113,33 @@ def predict(
 
 
 @app.command()
-def evaluate(folder: Folder) -> None:
-    """Measure a run on the demo patient it never saw and on its own, beside baselines; writes metrics.csv."""
-    from .data.cases import demo_data
-    from .run.folder import Run
-    from .study.comparison import measure
-    from .study.demo_report import print_dice
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(metavar="RUN|PRED", help="run folder; or labels: a file, or a folder of files paired by case id")],
+    reference: Annotated[Path | None, typer.Argument(metavar="[REF]", help="reference labels, as PRED")] = None,
+    data: Annotated[str | None, typer.Option(help="data set whose raw labels the references hold; default: labels.json beside PRED")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="PRED holds the data set's raw labels too")] = False,
+    csv: Annotated[Path | None, typer.Option(help="one row a case, class and metric; default metrics.csv in the folder PRED")] = None,
+    convention: Annotated[str, typer.Option(help="means as others make them: own, monai, segmamba, nnunet, brats or paper")] = "own",
+    lesions: Annotated[list[str], typer.Option(help="a class whose lesions are counted, pdac; may be repeated")] = [],  # noqa: B006
+    tolerance: Annotated[list[float], typer.Option(help="mm of the surface distance NSD; may be repeated")] = [1.0, 2.0, 3.0],  # noqa: B006
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
+) -> None:
+    """Measure labels against references, on the files' own grids; or a run on the demo's patients, beside baselines."""
+    if reference is None:
+        from .data.cases import demo_data
+        from .run.folder import Run
+        from .study.comparison import measure
+        from .study.demo_report import print_dice
 
-    run = Run.open(folder)
-    measure(run, demo_data(run.settings.profile))
-    print_dice(run, console)
+        run = Run.open(predicted)
+        measure(run, demo_data(run.settings.profile))
+        print_dice(run, console)
+        return
+    from .study.evaluation_report import evaluate_files
+
+    asked = {"data": data, "raw": raw, "csv": csv, "convention": convention, "lesions": tuple(lesions), "tolerances_mm": tuple(tolerance), "workers": workers}
+    if not evaluate_files(predicted, reference, console, **asked):
+        raise typer.Exit(1)
 
 
 @app.command()

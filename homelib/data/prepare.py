@@ -135,7 +135,7 @@ def _read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, ma
             f"{path}: found a label of {_times(raw.shape)} voxels, expected the image's {_times(shape)}. "
             "Pair the right files, or resample the label onto the image."
         )
-    apart = _apart_mm(shape, place, affine)
+    apart = apart_mm(shape, place, affine)
     if apart > APART_MM:
         raise UserError(f"{path}: its affine places it up to {apart:.3g} mm from the image, expected at most {APART_MM}. Resample the label onto the image.")
     merged = np.empty_like(raw, dtype=np.uint8)
@@ -150,7 +150,7 @@ def _read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, ma
     return merged
 
 
-def _apart_mm(shape: tuple[int, ...], a: np.ndarray, b: np.ndarray) -> float:
+def apart_mm(shape: tuple[int, ...], a: np.ndarray, b: np.ndarray) -> float:
     """Largest distance of a corner of a volume under one affine from where the other places it."""
     corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))])
     return float(np.linalg.norm(corners @ (a - b).T, axis=1).max())
