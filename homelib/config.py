@@ -108,6 +108,8 @@ class PredictionConfig(_Frozen):
     overlap: float = Field(0.5, ge=0, lt=1)  # paper App. B
     blend: Literal["gaussian", "constant"] = "gaussian"  # paper App. B
     window_batch: PositiveInt = 1
+    mirror: bool = Field(False, description="average over all eight mirror images: eight times the work; not for networks that know left from right")
+    one_piece: tuple[str, ...] = Field((), description="classes of which only the largest connected piece is kept")
 
 
 class Settings(_Frozen):

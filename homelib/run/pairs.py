@@ -108,6 +108,8 @@ def class_names_of(predicted: Path, manifest: Manifest | None) -> tuple[str, ...
     if manifest is not None:
         return manifest.class_names
     path = (predicted if predicted.is_dir() else predicted.parent) / LABEL_MAP
+    if predicted.is_file() and (own := predicted.with_name(f"{case_id(predicted)}.{LABEL_MAP}")).exists():
+        path = own
     if not path.exists():
         raise UserError(f"{path}: no such file; expected the names of the classes there, or a data set by --data NAME.")
     try:

@@ -37,7 +37,7 @@ def folders(tmp_path, label):
         write(P / f"{name}.nii.gz", label if name != "b" else label[:, :, 1:])
     for name in "abcdfg":
         write(R / f"{name}_seg.nii.gz", label)
-    write(P / "c.nii.gz", label, AFFINE + np.eye(4)[:, [3, 0, 1, 2]].T * 5)
+    write(P / "c.nii.gz", label, AFFINE + np.outer([1, 0, 0, 0], [0, 0, 0, 5]))
     write(P / "f.nii.gz", label + 0.5)
     (P / "g.nii.gz").write_bytes(b"no file")
     (P / "labels.json").write_text(json.dumps({"1": "liver", "2": "spleen"}))
