@@ -160,6 +160,19 @@ def evaluate(
 
 
 @app.command()
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option(help="bundle (MONAI), hub (safetensors and a model card), or onnx")] = "bundle",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="new folder; default RUN-bundle or RUN-hub")] = None,
+) -> None:
+    """Write a run for others, with its weights, settings, manifest and a model card."""
+    from .run.export import export as write
+    from .run.folder import Run
+
+    console.print(f"{write(Run.open(folder), to, out or folder.with_name(f'{folder.name}-{to}'))}: written.", highlight=False, markup=False)
+
+
+@app.command()
 def tables(folders: Annotated[list[Path], typer.Argument(help="run folders with a metrics.csv")]) -> None:
     """Result tables of runs, from their metrics.csv."""
     from .run.folder import Run
