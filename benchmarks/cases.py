@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks import data_cases, peers
+from benchmarks import data_cases, peers, predict_case
 from benchmarks.measure import measure, synchronize, told
 
 
@@ -234,7 +234,7 @@ def _nothing():
 
 
 KINDS = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
-KINDS |= {"prepare": data_cases.prepare, "data_set": data_cases.data_set, "patches": data_cases.patches}
+KINDS |= {"prepare": data_cases.prepare, "data_set": data_cases.data_set, "patches": data_cases.patches, "predict_scan": predict_case.predict_scan}
 
 
 def main() -> None:
