@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from .plots import PLANES, class_colours, class_legend, show_slice, slice_of
 
 ERRORS = {"right": "#009E73", "missed": "#0072B2", "spurious": "#D55E00", "another class": "#F0E442"}
-VIEWS = {"from the front": (1, -1), "from the patient's left": (0, -1)}  # axis looked along, from its high or its low end
+VIEWS = {"from the front": (1, -1), "from the patient's left": (0, 1)}  # axis looked along, from its high or its low end
 
 
 def contours(ax: Axes, label: np.ndarray, plane: str, index: int, *, classes: int, width: float = 1.2) -> None:
@@ -152,12 +152,13 @@ def solids(labels: Mapping[str, np.ndarray], *, spacing_mm: Sequence[float], cla
         across, up = [s for a, s in enumerate(spacing_mm) if a != axis]
         for ax, (name, label) in zip(line, labels.items(), strict=True):
             picture = solid(label, axis, side, classes=len(class_names), spacing_mm=spacing_mm)
-            ax.imshow(picture.swapaxes(0, 1)[::-1, ::-1], aspect=up / across, interpolation="nearest")  # up is up; the patient's right, or front, on the left
+            ax.imshow(
+                picture.swapaxes(0, 1)[::-1, ::-1], aspect=up / across, interpolation="nearest"
+            )  # up is up; the patient's right, or front, is on the left of the picture
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
-            if line is axes[0]:
-                ax.set_title(name, fontsize=10)
+            ax.set_title(name if view == next(iter(VIEWS)) else "", fontsize=10)
         line[0].set_ylabel(view, fontsize=9)
     figure.suptitle(title, fontsize=11)
     class_legend(figure, class_names)

@@ -72,4 +72,8 @@ def test_a_solid_shows_the_nearest_class_of_each_ray(label):
     assert seen[4, 4] == pytest.approx(colours[1])  # flat and facing us: full light
     assert view.solid(front, 1, 1, classes=3, spacing_mm=(1, 1, 1))[4, 4] == pytest.approx(colours[2])
     assert (seen[0, 0] == 1).all()
-    assert len(view.solids({"a": label, "b": label}, spacing_mm=(1, 1, 2), class_names=NAMES, title="t").axes) == 4
+    axes = view.solids({"a": label, "b": label}, spacing_mm=(1, 1, 2), class_names=NAMES, title="t").axes
+    assert [ax.get_title() for ax in axes] == ["a", "b", "", ""]
+    left = axes[2].images[0].get_array()  # the spleen, at the high end of the first axis (right) and in front, is hidden by nothing: front is on the left
+    assert (left[3, 2] < 1).any()
+    assert (left[3, 12] == 1).all()
