@@ -70,8 +70,11 @@ def case_id(path: Path) -> str:
     >>> case_id(Path("labels/case_07_seg.nii.gz"))
     'case_07'
     """
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith(suffix)), "")
-    return _DECORATION.sub("", path.name.removesuffix(suffix)) or path.name
+    return _DECORATION.sub("", _stem(path)) or path.name
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith(suffix)), ""))
 
 
 def _by_case(folder: Path) -> dict[str, Path]:
@@ -108,7 +111,7 @@ def class_names_of(predicted: Path, manifest: Manifest | None) -> tuple[str, ...
     if manifest is not None:
         return manifest.class_names
     path = (predicted if predicted.is_dir() else predicted.parent) / LABEL_MAP
-    if predicted.is_file() and (own := predicted.with_name(f"{case_id(predicted)}.{LABEL_MAP}")).exists():
+    if predicted.is_file() and (own := predicted.with_name(f"{_stem(predicted)}.{LABEL_MAP}")).exists():
         path = own
     if not path.exists():
         raise UserError(f"{path}: no such file; expected the names of the classes there, or a data set by --data NAME.")

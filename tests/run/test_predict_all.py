@@ -11,12 +11,13 @@ import torch
 
 from homelib.config import override
 from homelib.data.demo import phantom_cases
-from homelib.data.manifest import Case, load_manifest
+from homelib.data.manifest import Case, as_yaml, load_manifest
 from homelib.data.prepare import prepare, read_array
 from homelib.errors import UserError
 from homelib.run import predict as predict_module
 from homelib.run.checkpoint import build_network, save_weights
-from homelib.run.inputs import find_inputs, suffix_of
+from homelib.run.inputs import find_inputs, find_part, suffix_of
+from homelib.run.pairs import class_names_of
 from homelib.run.predict import keep_largest_pieces, predict_label, predict_probabilities, to_native
 from homelib.run.predict_all import Ensemble, predict_all
 
@@ -189,6 +190,26 @@ def test_folders_of_slices_and_what_is_no_scan(tmp_path, scans):
         find_inputs([scans / "a_0000.nii.gz", shutil.copy(scans / "a_0000.nii.gz", tmp_path / "a.nii.gz")], MANIFEST)
     with pytest.raises(UserError, match="no intensity window for MRI"):
         find_inputs([scans], MANIFEST, modality="MRI")
+
+
+def test_a_part_of_a_data_set_is_that_of_its_split(tmp_path):
+    text = as_yaml(load_manifest("demo_ct").model_copy(update={"name": "mine", "cases": (), "packages": {}, "layouts": ()}))
+    layouts = 'layouts: [{name: a, image: "tr/{case}.nii.gz", part: train}, {name: b, image: "ts/{case}.nii.gz", part: test}]'
+    (tmp_path / "mine.yaml").write_text(f"{text}{layouts}\n")
+    for name in ("tr/1.nii.gz", "ts/2.nii.gz", "ts/3.nii.gz"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    manifest = load_manifest(tmp_path / "mine.yaml")
+    assert [case.id for case in find_part(manifest, tmp_path / "data", "test")] == ["2", "3"]
+    assert len(find_part(manifest, tmp_path / "data", "all")) == 3
+    with pytest.raises(UserError, match="--part: found 'tset', expected one of test, train or all"):
+        find_part(manifest, tmp_path / "data", "tset")
+
+
+def test_a_single_file_has_its_label_map_beside_and_is_measured_by_it(runs, scans, tmp_path):
+    (done,) = predict_all(find_inputs([scans / "c.mha"], MANIFEST), Ensemble.of(runs[:1]), tmp_path / "x_seg.nii.gz", progress=False)
+    assert json.loads((tmp_path / "x_seg.labels.json").read_text())["0"] == "background"
+    assert class_names_of(done.path, None) == MANIFEST.class_names
 
 
 def test_a_place_that_cannot_be_is_one_line(runs, tmp_path):
