@@ -91,11 +91,16 @@ class NativeLabels:
     def _straight(self, volume: Tensor, box: tuple[slice, ...]) -> Tensor:
         """A class's kept rows (prepared axes) on the planes of the file."""
         volume = volume.permute(*self.axes)
-        for n in sorted(range(3), key=lambda n: n != self.along):  # the slab axis first: it leaves the fewest rows
-            p = self.axes[n]
-            at = self.to_prepared[p, n] * np.arange(box[n].start, box[n].stop) + self.to_prepared[p, 3]
-            first = self.first if p == self.axis else 0
-            volume = _interpolate(volume, n, torch.from_numpy(at - first).to(volume.device))
+        at = [
+            self.to_prepared[p, n] * np.arange(part.start, part.stop) + self.to_prepared[p, 3] for n, (p, part) in enumerate(zip(self.axes, box, strict=True))
+        ]
+        rows = at[self.along] - self.first
+        start = min(max(0, int(np.floor(rows.min()))), volume.shape[self.along] - 1)
+        stop = max(start, min(int(np.floor(rows.max())) + 1, volume.shape[self.along] - 1)) + 1
+        volume = volume.narrow(self.along, start, stop - start)
+        at[self.along] = rows - start
+        for n in (2, 1, 0):  # the first axis last: its rows are whole in memory
+            volume = _interpolate(volume, n, torch.from_numpy(at[n]).to(volume.device))
         return volume
 
     def _general(self, volume: Tensor, box: tuple[slice, ...]) -> Tensor:

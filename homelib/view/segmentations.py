@@ -24,7 +24,10 @@ def contours(ax: Axes, label: np.ndarray, plane: str, index: int, *, classes: in
     picture = slice_of(label, plane, index)
     colours = class_colours(classes)
     for value in np.unique(picture[picture > 0]):
-        ax.contour(picture == value, levels=[0.5], colors=[colours[int(value)]], linewidths=width)
+        rows, columns = (slice(max(0, found.min() - 1), found.max() + 2) for found in np.nonzero(picture == value))  # the outline needs no more
+        y, x = (np.arange(n)[part] for n, part in zip(picture.shape, (rows, columns), strict=True))
+        if len(x) > 1 and len(y) > 1:
+            ax.contour(x, y, picture[rows, columns] == value, levels=[0.5], colors=[colours[int(value)]], linewidths=width)
 
 
 def slices_through(label: np.ndarray, index: int) -> dict[str, int]:
