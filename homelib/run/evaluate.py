@@ -49,7 +49,7 @@ def evaluate(
     if predicted.shape != reference.shape:
         raise ValueError(f"predicted has shape {predicted.shape}, reference {reference.shape}")
     diagonal_mm = float(np.linalg.norm(np.array(reference.shape) * np.array(spacing_mm)))
-    boxes = [find_objects(np.asarray(volume), max_label=len(class_names) - 1) for volume in (predicted, reference)]
+    boxes = surface.both(lambda volume: find_objects(np.asarray(volume), max_label=len(class_names) - 1), predicted, reference)
     rows = []
     for index, name in enumerate(class_names):
         wanted = [metric_of(metric) for metric in (*metrics, *(LESIONS if name in lesion_classes else ()))]

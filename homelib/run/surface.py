@@ -6,9 +6,11 @@ and a table gives the area of the triangles that marching cubes puts there. The 
 Distances are exact, from one distance transform a mask (`homelib.run.nearest`), and read for the surface alone.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from monai.metrics.utils import get_code_to_measure_table
@@ -31,7 +33,7 @@ class Distances:
 
 def surfel_distances(P: np.ndarray, R: np.ndarray, spacing_mm: tuple[float, ...]) -> Distances:
     """Between the surfels of two masks (D, H, W) bool, neither empty. The volume's border bounds a mask that touches it."""
-    codes = [_codes(mask) for mask in (P, R)]
+    codes = both(_codes, P, R)
     surfaces = [code - np.uint8(1) < 254 for code in codes]  # neither 0 nor 255: 0 - 1 is 255 in eight bits
     table = _areas(tuple(float(s) for s in spacing_mm))
     areas = [table[code[surface]] for code, surface in zip(codes, surfaces, strict=True)]
@@ -40,7 +42,7 @@ def surfel_distances(P: np.ndarray, R: np.ndarray, spacing_mm: tuple[float, ...]
 
 def voxel_distances(P: np.ndarray, R: np.ndarray, spacing_mm: tuple[float, ...]) -> Distances:
     """Between the surface voxels (those with one of 6 neighbours outside) of two masks (D, H, W) bool, neither empty."""
-    surfaces = [mask & ~binary_erosion(mask) for mask in (P, R)]
+    surfaces = both(lambda mask: mask & ~binary_erosion(mask), P, R)
     return Distances(*_between(*surfaces, spacing_mm), *(np.ones(int(surface.sum())) for surface in surfaces))
 
 
@@ -73,6 +75,12 @@ def within(distances: Distances, tolerance_mm: float) -> float:
     return float(near / (distances.predicted_areas.sum() + distances.reference_areas.sum()))
 
 
+def both(function: Callable, one: Any, other: Any) -> list:
+    """A function of each of two masks, at once: what is done to masks is compiled code, which waits for no other thread."""
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(function, (one, other)))
+
+
 def _codes(mask: np.ndarray) -> np.ndarray:
     """(D + 1, H + 1, W + 1) uint8: which of the eight voxels around each corner of a voxel are inside; the first weighs 128, the last 1."""
     codes = mask.view(np.uint8)
@@ -102,8 +110,7 @@ def _between(P: np.ndarray, R: np.ndarray, spacing_mm: tuple[float, ...]) -> tup
             distances[apart] = nearest_mm(other, places, spacing_mm)
         return distances
 
-    with ThreadPoolExecutor(2) as both:  # compiled code, which waits for no other thread
-        return tuple(both.map(directed, (P, R), (R, P)))
+    return tuple(both(lambda pair: directed(*pair), (P, R), (R, P)))
 
 
 def _weighted_percentile(distances: np.ndarray, areas: np.ndarray, percent: float) -> float:
