@@ -100,14 +100,14 @@ def _status(field: str) -> int:
     raise OSError(f"{field}: not in /proc/self/status; memory on a CPU is measured on Linux only.")
 
 
-def in_process(case: dict, *, threads: int) -> dict:
+def in_process(case: dict, *, threads: int, patience_seconds: int = PATIENCE_SECONDS) -> dict:
     """Run `benchmarks.cases` with a case in a new process: what it measured, or {"skipped": reason}; the same by name for cases in turn."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads), "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "benchmarks.cases", json.dumps(case)]
     try:
-        done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+        done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=patience_seconds)
     except subprocess.TimeoutExpired:
-        return {"skipped": f"took more than {PATIENCE_SECONDS} s"}
+        return {"skipped": f"took more than {patience_seconds} s"}
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no word"]
         return {"skipped": f"exit status {done.returncode}: {last[0]}"}

@@ -122,6 +122,8 @@ def train(
         if fold == "all":
             print_folds(train_folds(start, sets, folder, changes=changes, say=say), folder, console)
             return
+        if sets:
+            made = made.at_hand(say)
         run = fit(made.settings, made.train, folder, validation=made.validation)
     except Stopped as stopped:
         print(f"home: {stopped}", file=sys.stderr)
@@ -139,42 +141,89 @@ def _places(data: list[str], root: list[Path], prepared: list[Path]) -> list[tup
 
 @app.command()
 def predict(
-    folder: Folder,
-    image: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a folder of DICOM slices")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="labels to write, .nii.gz")] = Path("prediction.nii.gz"),
+    folder: Annotated[Path, typer.Argument(help="run folder, runs/<name>; or a folder of runs fold-0, fold-1, ...")],
+    images: Annotated[list[Path] | None, typer.Argument(metavar="INPUT...", help="NIfTI, NRRD or MetaImage files, folders of these or of DICOM slices")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for labels; for one scan also a file, .nii.gz say")] = Path("predictions"),
+    join: Annotated[list[Path], typer.Option("--with", help="another run to average with; may be repeated")] = [],  # noqa: B006
+    root: Annotated[Path | None, typer.Option(help="folder of the run's data set, in place of INPUT")] = None,
+    part: Annotated[str, typer.Option(help="of that data set: train, validation, test, fold-0 or all")] = "test",
+    modality: Annotated[str | None, typer.Option(help="CT, MRI or US, where the data set has several")] = None,
+    mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help="average over mirror images; default the run's setting")] = None,
+    one_piece: Annotated[list[str], typer.Option(help="keep the largest piece of a class; may be repeated; default the run's")] = [],  # noqa: B006
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="write each class's probability too")] = False,
 ) -> None:
-    """Segment a scan with a trained run, on the scan's own grid, as NIfTI."""
-    from .data.manifest import Case, load_manifest
-    from .data.prepare import prepare
-    from .run.checkpoint import trained_network
-    from .run.folder import Run
-    from .run.predict import predict_probabilities, save_label, to_native
+    """Segment scans with a trained run, each on its own grid and in its own format. Called again, it does only what is missing."""
+    from .data.manifest import load_manifest
+    from .run.inputs import find_inputs, find_part
+    from .run.predict_all import Ensemble, predict_all
 
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise UserError(f"--out: found {out.name!r}, expected a name that ends in .nii.gz.")
-    if out.exists():
-        raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
-    run = Run.open(folder)
-    settings = run.settings
-    manifest = load_manifest(settings.data.manifest)
-    case = prepare(Case(image.name.split(".")[0], image, None, manifest.modality, "UNSTATED", manifest.name), spacing_mm=settings.data.spacing_mm)
-    label = to_native(predict_probabilities(trained_network(run), case, settings), case)
-    save_label(label, case, out)
-    found = ", ".join(f"{name} {int((label == i).sum())}" for i, name in enumerate(manifest.class_names) if i)
-    console.print(f"{out}: {'x'.join(map(str, label.shape))} voxels; {found}", highlight=False)
+    if bool(images) == bool(root):
+        raise UserError("INPUT: expected scans, or a data set's folder by --root; found " + ("both." if root else "neither."))
+    ensemble = Ensemble.of([folder, *join])
+    changes = ({} if mirror is None else {"mirror": mirror}) | ({"one_piece": tuple(one_piece)} if one_piece else {})
+    manifest = load_manifest(ensemble.settings.data.manifest)
+    cases = find_part(manifest, root, part) if root else find_inputs(images, manifest, modality=modality)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    alone = len(cases) == 1
+    done = predict_all(cases, ensemble.with_prediction(**changes), out, probabilities=probabilities, progress=sys.stderr.isatty(), say=say)
+    if alone and done[0].state == "failed":
+        raise UserError(done[0].message)
+    for result in done:
+        if result.state == "predicted":
+            found = ", ".join(f"{name} {voxels}" for name, voxels in result.voxels.items())
+            say(f"{result.path}: {'x'.join(map(str, result.shape))} voxels; {found}")
+        elif result.state == "failed":
+            say(result.message)
+    count = {state: sum(result.state == state for result in done) for state in ("predicted", "unchanged", "failed")}
+    say(f"{out}: {', '.join(f'{n} {state}' for state, n in count.items())}.")
+    if count["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command()
-def evaluate(folder: Folder) -> None:
-    """Measure a run on the demo patient it never saw and on its own, beside baselines; writes metrics.csv."""
-    from .data.cases import demo_data
-    from .run.folder import Run
-    from .study.comparison import measure
-    from .study.demo_report import print_dice
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(metavar="RUN|PRED", help="run folder; or labels: a file, or a folder of files paired by case id")],
+    reference: Annotated[Path | None, typer.Argument(metavar="[REF]", help="reference labels, as PRED")] = None,
+    data: Annotated[str | None, typer.Option(help="data set whose raw labels the references hold; default: labels.json beside PRED")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="PRED holds the data set's raw labels too")] = False,
+    csv: Annotated[Path | None, typer.Option(help="one row a case, class and metric; default metrics.csv in the folder PRED")] = None,
+    convention: Annotated[str, typer.Option(help="means as others make them: own, monai, segmamba, nnunet, brats or paper")] = "own",
+    lesions: Annotated[list[str], typer.Option(help="a class whose lesions are counted, pdac; may be repeated")] = [],  # noqa: B006
+    tolerance: Annotated[list[float], typer.Option(help="mm of the surface distance NSD; may be repeated")] = [1.0, 2.0, 3.0],  # noqa: B006
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
+) -> None:
+    """Measure labels against references, on the files' own grids; or a run on the demo's patients, beside baselines."""
+    if reference is None:
+        from .data.cases import demo_data
+        from .run.folder import Run
+        from .study.comparison import measure
+        from .study.demo_report import print_dice
 
-    run = Run.open(folder)
-    measure(run, demo_data(run.settings.profile))
-    print_dice(run, console)
+        run = Run.open(predicted)
+        measure(run, demo_data(run.settings.profile))
+        print_dice(run, console)
+        return
+    from .study.evaluation_report import evaluate_files
+
+    asked = {"data": data, "raw": raw, "csv": csv, "convention": convention, "lesions": tuple(lesions), "tolerances_mm": tuple(tolerance), "workers": workers}
+    if not evaluate_files(predicted, reference, console, **asked):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option(help="bundle (MONAI), hub (safetensors and a model card), or onnx")] = "bundle",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="new folder; default RUN-bundle or RUN-hub")] = None,
+) -> None:
+    """Write a run for others, with its weights, settings, manifest and a model card."""
+    from .run.export import export as write
+    from .run.folder import Run
+
+    console.print(f"{write(Run.open(folder), to, out or folder.with_name(f'{folder.name}-{to}'))}: written.", highlight=False, markup=False)
 
 
 @app.command()

@@ -133,6 +133,8 @@ class PredictionConfig(_Frozen):
     overlap: float = Field(0.5, ge=0, lt=1)  # paper App. B
     blend: Literal["gaussian", "constant"] = "gaussian"  # paper App. B
     window_batch: PositiveInt = 1
+    mirror: bool = Field(False, description="average over all eight mirror images: eight times the work; not for networks that know left from right")
+    one_piece: tuple[str, ...] = Field((), description="classes of which only the largest connected piece is kept")
 
 
 class Settings(_Frozen):
@@ -229,12 +231,14 @@ def laptop() -> Settings:
     """A network of 3 million parameters that learns the demo task on two cores in minutes.
 
     Learning rate, batch Dice and class-centred patches were chosen by how fast the training patient ct-a is learnt; class balance, the
-    strength of the augmentations, the patch's thickness, holes and that no patch overhangs by cross-validation inside ct-a
+    strength of the augmentations, the patch's thickness, holes and how patches overhang the scan by cross-validation inside ct-a
     (benchmarks/demo_choice.py).
     """
     augment = AugmentConfig(
         contrast_phase=0.8,
         class_centred=1.0,
+        overhang=0.5,
+        mirrored=0.5,
         holes=0.5,
         rotation_degrees=6,
         scaling=0.15,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, catalogue, cpu, data, data_cases, measure, peers
+from benchmarks import cases, catalogue, cpu, data, data_cases, evaluation, measure, peers
 from homelib.data.cache import CaseFile
 
 TINY = {"batch": 1, "channels": 3, "tokens": 300, "state": 2}
@@ -204,3 +204,18 @@ def test_means_over_seeds_have_an_interval_by_hand():
 def test_the_package_needs_none_of_the_benchmarks_peers():
     needed = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
     assert not any(peer in line for line in needed for peer in ("mambapy", "transformers", "mamba"))
+
+
+def test_both_measures_of_a_distance_are_taken_on_both_kinds_of_masks(capsys):
+    rows = evaluation.distances((24, 24, 16), runs=1)["distances"]
+    assert [row["what"] for row in rows] == ["organ, hd95", "organ, hd95_voxels", "blobs, hd95", "blobs, hd95_voxels"]
+    assert all(row["times as fast"] == row["MONAI's seconds"] / row["seconds"] for row in rows)
+    for kind in ("organ", "blobs"):
+        assert all(0.2 < mask.mean() < 0.7 for mask in evaluation.masks(kind, (24, 24, 16)))
+
+
+def test_a_scan_is_predicted_in_a_process_of_its_own_and_its_peak_is_told(capsys):
+    (row,) = evaluation.predict((24, 20, 28), (4,), patch=16)["predict"]
+    assert row["what"] == "4 classes"
+    assert row["peak GiB"] > row["buffer GiB"] > 0
+    assert row["below the limit"] == "True"

@@ -75,7 +75,7 @@ def test_help_answers_at_once_without_pytorch_or_monai():
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert "heavy: []" in done.stdout
-    for command in ("doctor", "demo", "data", "train", "predict", "evaluate", "tables"):
+    for command in ("doctor", "demo", "data", "train", "predict", "evaluate", "export", "tables"):
         assert re.search(rf"^\W*{command}\b", done.stdout, re.MULTILINE), command
 
 
@@ -89,7 +89,7 @@ def test_a_mistake_has_exit_status_2_and_one_line_in_a_process_of_its_own():
 @pytest.mark.parametrize(
     "command",
     ["doctor", "demo", "data", "data list", "data show", "data fetch", "data check", "data cases", "data import", "data prepare", "data plan"]
-    + ["train", "predict", "evaluate", "tables"],
+    + ["train", "predict", "evaluate", "export", "tables"],
 )
 def test_every_command_has_help(home, command):
     status, out, _ = home(*command.split(), "--help")
@@ -292,6 +292,38 @@ def test_predict_gives_the_labels_that_python_gives(run, home, phantoms, tmp_pat
     case = prepare(phantoms["phantom-a"], spacing_mm=settings.data.spacing_mm)
     expected = to_native(predict_probabilities(trained_network(Run(run)), case, settings), case)
     assert (np.asarray(nib.load(tmp_path / "labels.nii.gz").dataobj) == expected).all()
+
+
+def test_a_folder_is_predicted_measured_and_not_done_again(run, home, mistake, phantoms, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for name in ("a", "c"):
+        shutil.copy(phantoms[f"phantom-{name}"].image, scans / f"{name}_0000.nii.gz")
+    (scans / "bad.nii.gz").write_text("no scan")
+    status, told, err = home("predict", run, scans, "--out", out, "--one-piece", "liver")
+    assert status == 1, err
+    assert "2 predicted, 0 unchanged, 1 failed" in told
+    assert f"{scans / 'bad.nii.gz'}: cannot be read" in told
+    status, told, _ = home("predict", run, scans / "a_0000.nii.gz", scans / "c_0000.nii.gz", "--out", out, "--one-piece", "liver")
+    assert (status, "0 predicted, 2 unchanged, 0 failed" in told) == (0, True)
+    assert "of another run or of other settings (prediction)" in mistake("predict", run, scans, "--out", out, "--mirror")
+    references = tmp_path / "references"
+    references.mkdir()
+    for name in ("a", "c"):
+        shutil.copy(phantoms[f"phantom-{name}"].label, references / f"{name}.nii.gz")
+    status, told, err = home("evaluate", out, references, "--data", "demo_ct", "--convention", "nnunet")
+    assert status == 0, err
+    assert "convention nnunet" in told
+    rows = pd.read_csv(out / "metrics.csv")
+    assert set(rows["case"]) == {"a", "c"}
+    assert {"dice", "hd95", "nsd_2mm"} <= set(rows["metric"])
+    assert "expected scans, or a data set's folder by --root; found neither" in mistake("predict", run)
+
+
+def test_a_run_is_exported(run, home, mistake, tmp_path):
+    status, told, _ = home("export", run, "--to", "hub", "--out", tmp_path / "hub")
+    assert (status, told) == (0, f"{tmp_path / 'hub'}: written.\n")
+    assert "ONNX has no operator for a selective scan" in mistake("export", run, "--to", "onnx")
 
 
 def test_predict_refuses_what_is_no_scan(run, mistake, tmp_path):

@@ -1,18 +1,18 @@
 """A user's data to a training: cases that `home data prepare` has made, split by their manifest, and settings completed by it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import Settings, override
-from ..data.cohort import open_all
+from ..data.cohort import default_folder, open_all
 from ..data.layouts import find_cases
 from ..data.manifest import Case, Manifest, load_manifest
+from ..data.memory import residence, within_reach
 from ..data.prepare import PreparedCase
 from ..data.split import split
 from ..errors import UserError
-from ..paths import cache_dir
 from .mixture import label_space
 
 
@@ -32,6 +32,12 @@ class Cohort:
     settings: Settings
     train: tuple[PreparedCase, ...]
     validation: tuple[PreparedCase, ...]
+
+    def at_hand(self, say: Callable[[str], None]) -> "Cohort":
+        """The same with its training cases in memory, where all of them fit; the estimate is said."""
+        chosen = residence(self.train, workers=self.settings.training.workers)
+        say(str(chosen))
+        return replace(self, train=tuple(within_reach(self.train, chosen)))
 
 
 def folds_of(sets: Sequence[DataSet]) -> int:
@@ -67,7 +73,7 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
         labelled = [cases[name] for part in ("train", "validation") for name in chosen[part]]
         if twice := [case.id for case in labelled if case.id in opened]:
             raise UserError(f"{one.root}: found the case {twice[0]} in another data set too, expected ids of their own. Rename the files of one.")
-        folder = one.prepared or cache_dir() / "prepared" / manifest.name
+        folder = one.prepared or default_folder(manifest, one.root)
         opened |= {case.case.id: case for case in open_all(labelled, folder)}
         for part, ids in chosen.items():
             parts[part] += ids

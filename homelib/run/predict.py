@@ -1,103 +1,127 @@
-"""Prediction: a sliding window over the prepared volume, taken back to the file's own grid, as NIfTI (paper App. B)."""
+"""Prediction: a sliding window over the prepared volume, taken back to the file's own grid slab by slab (paper App. B).
 
-from collections.abc import Callable, Iterator
+`predict_label` is what the command line does: it never holds a volume of all classes. `predict_probabilities` and `to_native` are the same in two
+steps, for scans that are small enough to be looked at whole.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
-from monai.transforms import SpatialResample
+from scipy.ndimage import find_objects
+from scipy.ndimage import label as number_pieces
 from torch import Tensor
 
 from ..config import Settings
 from ..data.loading import window
 from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase
+from ..errors import UserError
 from .folder import written_whole
+from .native import NativeLabels, to_native
+from .sliding import Network, Windows, finished_rows
 
-SLAB_VOXELS = 2**23  # of the file's grid that are dealt with at a time
-SHEAR_VOXELS = 0.01  # that axes may lean, over the whole scan, and be taken as the grid's
+__all__ = ["keep_largest_pieces", "memory_estimate", "one_hot", "predict_label", "predict_probabilities", "save_label", "to_native", "windows_of"]
+
+CPU = torch.device("cpu")
 
 
 @torch.inference_mode()
-def predict_probabilities(network: Callable[[Tensor], Tensor], case: PreparedCase, settings: Settings) -> np.ndarray:
+def predict_probabilities(network: Network, case: PreparedCase, settings: Settings) -> np.ndarray:
     """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian."""
-    manifest = load_manifest(case.case.manifest)
-    image = torch.from_numpy(window(case.image, manifest, case.case.modality))[None, None]
-    parameter = next(iter(network.parameters()), torch.empty(0)) if isinstance(network, torch.nn.Module) else torch.empty(0)
-    logits = sliding_window_inference(
-        image.to(parameter.device),
-        roi_size=settings.data.patch_voxels,
-        sw_batch_size=settings.prediction.window_batch,
-        predictor=network,
-        overlap=settings.prediction.overlap,
-        mode=settings.prediction.blend,
-        cval=manifest.intensity_range[0],  # beyond a scan that is smaller than the patch
+    windows = windows_of(case, settings)
+    parts = _rows([network], case, settings, windows, device=device_of(network), accumulate_on=CPU)
+    return np.moveaxis(np.concatenate([rows.numpy() for _, rows in parts], axis=1), 1, 1 + windows.axis)
+
+
+@torch.inference_mode()
+def predict_label(
+    networks: Sequence[Network],
+    case: PreparedCase,
+    settings: Settings,
+    *,
+    on_window: Callable[[int], None] = lambda count: None,
+    on_slab: Callable[[int, tuple[slice, ...], Tensor], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> np.ndarray:
+    """Labels (native D, H, W) uint8 on the file's grid, of one network or the mean of several.
+
+    Where a GPU's memory does not suffice the case is begun again with half as many windows at a time, down to one, then with the sums in the
+    CPU's memory.
+
+    Args:
+        networks: on one device.
+        case: its image may lie in a file.
+        settings: those of the run.
+        on_window: called with the number of windows done; with minus the number so far where the case is begun again.
+        on_slab: see `NativeLabels`.
+        say: told what is done where memory does not suffice.
+
+    Raises:
+        UserError: not even that suffices.
+    """
+    windows, device = windows_of(case, settings), device_of(networks[0])
+    for number, (window_batch, where) in enumerate(attempts := _attempts(settings.prediction.window_batch, device)):
+        done = 0
+
+        def count(windows_done: int) -> None:
+            nonlocal done
+            done += windows_done
+            on_window(windows_done)
+
+        try:
+            native = NativeLabels(case, windows.axis, on_slab=on_slab)
+            how = {"device": device, "accumulate_on": where, "window_batch": window_batch, "on_window": count}
+            for first_row, rows in _rows(networks, case, settings, windows, **how):
+                native.add(first_row, rows)
+            return keep_largest_pieces(native.label, _one_piece(case, settings))
+        except torch.OutOfMemoryError:
+            pass  # what was held is freed when the exception is gone
+        del native
+        on_window(-done)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if number + 1 < len(attempts):
+            size, where = attempts[number + 1]
+            say(f"{case.case.id}: out of memory on {device}; once more with {size} windows at a time, sums of {windows.count} windows on {where}.")
+    raise UserError(
+        f"{case.case.id}: not enough memory on {device} for one window of {'x'.join(map(str, windows.patch))} voxels, expected a device with more. "
+        "Set training.accelerator to cpu."
     )
-    return logits[0].float().softmax(0).cpu().numpy()
 
 
-def to_native(probabilities: np.ndarray, case: PreparedCase) -> np.ndarray:
-    """Labels (native D, H, W) uint8 on the file's grid, from probabilities (classes, D, H, W) on the prepared one.
+def memory_estimate(case: PreparedCase, settings: Settings) -> dict[str, int]:
+    """Bytes by what they are for, beyond the networks and Python: only `buffer` and `window` grow with the number of classes."""
+    windows, classes = windows_of(case, settings), settings.model.out_channels
+    patch = int(np.prod(windows.patch))
+    return {
+        "buffer": windows.buffer_bytes(classes),
+        "window": 4 * patch * (classes + 1) * settings.prediction.window_batch,
+        "labels": int(np.prod(case.native_shape)),
+    }
 
-    Each class's probability is interpolated linearly in space, and the most probable class taken. It goes slab by slab and class by class:
-    memory is that of a few slabs, whatever the number of classes. Outside the prepared box it is background.
-    """
-    volumes = torch.from_numpy(np.ascontiguousarray(probabilities))
-    label = np.empty(case.native_shape, np.uint8)
-    rows = max(1, SLAB_VOXELS // (case.native_shape[1] * case.native_shape[2]))
-    for start in range(0, case.native_shape[0], rows):
-        slab = slice(start, min(start + rows, case.native_shape[0]))
-        best = None
-        for index, native in enumerate(_on_native_slab(volumes, case, slab)):
-            if best is None:
-                best, chosen = native, torch.zeros(native.shape, dtype=torch.uint8)
-            else:
-                chosen.masked_fill_(native > best, index)
-                best = torch.maximum(best, native)
-        label[slab] = chosen.numpy()
+
+def device_of(network: Network) -> torch.device:
+    """Of a network's parameters; the CPU for what has none."""
+    parameter = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
+    return parameter.device if parameter is not None else CPU
+
+
+def keep_largest_pieces(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """Label (D, H, W) with all but the largest connected piece (26 neighbours) of each of `classes` made background; in place."""
+    for index, box in enumerate(find_objects(label), start=1):
+        if index not in classes or box is None:
+            continue
+        part = label[box]
+        pieces, count = number_pieces(part == index, np.ones((3, 3, 3)))
+        if count > 1:
+            largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+            part[(pieces != 0) & (pieces != largest)] = 0
     return label
-
-
-def _on_native_slab(volumes: Tensor, case: PreparedCase, slab: slice) -> Iterator[Tensor]:
-    """Each volume of (classes, D, H, W) interpolated on some rows of the file's grid, with zeros around it.
-
-    Both grids have the same axes but for order and direction, so that it can be done one axis after another; a file with sheared axes (a CT
-    with a tilted gantry) goes the general way.
-    """
-    to_prepared = np.linalg.inv(case.affine) @ case.native_affine
-    axes = np.abs(to_prepared[:3, :3]).argmax(0)  # prepared axis of each native one
-    rest = to_prepared[:3, :3].copy()
-    rest[axes, range(3)] = 0
-    shape = (slab.stop - slab.start, *case.native_shape[1:])
-    if np.abs(rest).max() * max(case.native_shape) > SHEAR_VOXELS or len(set(axes)) < 3:
-        affine = case.native_affine @ np.array([[1, 0, 0, slab.start], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-        resample = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=np.float32)
-        for volume in volumes:
-            yield resample(MetaTensor(volume[None], affine=case.affine), dst_affine=affine, spatial_size=shape)[0].as_tensor()
-        return
-    at = [to_prepared[p, n] * np.arange(case.native_shape[n]) + to_prepared[p, 3] for n, p in enumerate(axes)]
-    at[0] = at[0][slab]
-    for volume in volumes:
-        volume = volume.permute(*axes)
-        for axis in (2, 1, 0):  # the first axis last: its rows are whole in memory
-            volume = _interpolate(volume, axis, torch.from_numpy(at[axis]))
-        yield volume
-
-
-def _interpolate(volume: Tensor, axis: int, at: Tensor) -> Tensor:
-    """Linear interpolation along one axis at positions in voxels (float64); zero beyond the ends."""
-    size, along = volume.shape[axis], [1, 1, 1]
-    along[axis] = -1
-    total = None
-    for index in (at.floor(), at.floor() + 1):
-        weight = (1 - (at - index).abs()) * ((index >= 0) & (index < size))
-        rows = volume.index_select(axis, index.long().clamp(0, size - 1))
-        weight = weight.to(volume.dtype).view(along)
-        total = rows.mul_(weight) if total is None else total.addcmul_(rows, weight)
-    return total
 
 
 def one_hot(label: np.ndarray, classes: int) -> np.ndarray:
@@ -110,3 +134,30 @@ def save_label(label: np.ndarray, case: PreparedCase, path: Path) -> Path:
     with written_whole(path) as part:
         nib.save(nib.Nifti1Image(label, case.native_affine), part)
     return path
+
+
+def windows_of(case: PreparedCase, settings: Settings) -> Windows:
+    """Where the run's windows lie in a prepared scan."""
+    return Windows.over(case.image.shape, settings.data.patch_voxels, overlap=settings.prediction.overlap)
+
+
+def _rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
+    manifest = load_manifest(case.case.manifest)
+    beyond = manifest.intensity_range[0]
+    prepare = lambda image: window(image, manifest, case.case.modality)  # noqa: E731
+    return finished_rows(networks, case.image, windows, settings.prediction, prepare=prepare, beyond=beyond, **how)
+
+
+def _one_piece(case: PreparedCase, settings: Settings) -> list[int]:
+    names = load_manifest(case.case.manifest).class_names
+    if unknown := [name for name in settings.prediction.one_piece if name not in names[1:]]:
+        raise UserError(f"prediction.one_piece: found {unknown[0]!r}, expected some of {', '.join(names[1:])}.")
+    return [names.index(name) for name in settings.prediction.one_piece]
+
+
+def _attempts(window_batch: int, device: torch.device) -> list[tuple[int, torch.device]]:
+    """Windows at a time and where sums lie, from what was asked for to what takes least of the device's memory."""
+    sizes = [window_batch]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    return [(size, device) for size in sizes] + ([(1, CPU)] if device != CPU else [])

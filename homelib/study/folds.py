@@ -19,7 +19,7 @@ def train_folds(
     """Train every fold, in `folder/fold-0` and so on, then `collect`. What is finished is not done again."""
     for fold in range(folds_of(sets)):
         run = Run(Path(folder) / f"fold-{fold}")
-        made = cohort(settings, sets, fold=fold, changes=changes)
+        made = cohort(settings, sets, fold=fold, changes=changes).at_hand(say)
         fit(made.settings, made.train, run.folder, validation=made.validation)
         say(f"{run.folder}: done, {len(run.history)} steps")
     return collect(folder)

@@ -29,6 +29,17 @@ def distance_table(metrics: pd.DataFrame, *, role: str) -> pd.DataFrame:
     return table
 
 
+def best_median_worst(metrics: pd.DataFrame, *, by: str, metric: str = "dice") -> dict[str, str]:
+    """Which `by` ("case" or "class") has the highest, the middle and the lowest mean: what a figure must show, not what looks best.
+
+    >>> best_median_worst(pd.DataFrame({"case": list("abc"), "class": "x", "metric": "dice", "value": [0.1, 0.9, 0.5]}), by="case")
+    {'best': 'b', 'median': 'c', 'worst': 'a'}
+    """
+    rows = metrics[(metrics["metric"] == metric) & (metrics["class"] != "background")]
+    ranked = rows.groupby(by, sort=False)["value"].mean().dropna().sort_values(ascending=False, kind="stable").index.tolist()
+    return {"best": ranked[0], "median": ranked[(len(ranked) - 1) // 2 if len(ranked) > 2 else 0], "worst": ranked[-1]}
+
+
 def means(metrics: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice over classes (percent), one row a run, role and method; a run is named by the column `run` where there is one."""
     keys = [key for key in ("run", "role", "case", "label_origin", "method") if key in metrics]

@@ -19,13 +19,13 @@ from homelib.study import workbook
 from homelib.study.workbook import notebooks, run_workbook
 
 NOTEBOOKS = {path.stem: path for path in notebooks()}
-MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel"}
+MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel", "ipyniivue"}
 FIGURES = {  # at least
     "00_start_here": 1,
     "01_data_preparation": 11,
     "02_model_walkthrough": 1,
     "03_training": 3,
-    "04_prediction_and_evaluation": 4,
+    "04_prediction_and_evaluation": 10,
     "06_expert_routing": 6,
 }
 

@@ -1,20 +1,22 @@
-"""Dice and HD95 by hand, against brute force and against MONAI on the whole volume; what an empty mask counts."""
+"""Every number of a class by hand and against MONAI; what an empty mask counts; lesions. Distances themselves: test_surface.py."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance
-from scipy.ndimage import binary_erosion, gaussian_filter
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from scipy.ndimage import gaussian_filter
 
 from homelib.run.evaluate import METRICS, evaluate
+from homelib.run.lesions import count_lesions
+from homelib.run.metrics import FULL, metric_of
 
 NAMES = ("background", "liver", "spleen")
 
 
-def measured(predicted, reference, spacing_mm=(1.0, 1.0, 1.0), names=NAMES):
-    table = evaluate(predicted, reference, spacing_mm=spacing_mm, class_names=names, case="c", method="m", label_origin="REF")
+def measured(predicted, reference, spacing_mm=(1.0, 1.0, 1.0), names=NAMES, **asked):
+    table = evaluate(predicted, reference, spacing_mm=spacing_mm, class_names=names, case="c", method="m", label_origin="REF", **asked)
     return table.set_index(["class", "metric"])["value"]
 
 
@@ -32,18 +34,19 @@ def blobs(seed, shape=(20, 24, 16)):
     return (noise > np.quantile(noise, 0.8)).astype(np.uint8)
 
 
-def test_dice_and_hd95_by_hand():
-    """Liver: 4 and 2 voxels, 2 in common: 2*2/6. Its surfaces: 5 mm is the farthest of {0, 0, 5, 10} (95th percentile: 9.25).
+def test_overlaps_distances_and_volumes_by_hand():
+    """Liver: 4 and 2 voxels, 2 in common. Its surface voxels: 5 mm is the farthest of {0, 0, 5, 10} (95th percentile: 9.25).
 
     Spleen: one voxel each, apart by 1, 2 and 0 voxels of 3, 2 and 5 mm: 5 mm.
     """
     reference = volume(liver=[np.s_[2, 3, 0:4]], spleen=[(8, 5, 5)])
     predicted = volume(liver=[np.s_[2, 3, 0:2]], spleen=[(9, 7, 5)])
-    found = measured(predicted, reference, (3.0, 2.0, 5.0))
-    assert found["liver", "dice"] == pytest.approx(2 / 3)
-    assert found["liver", "hd95"] == pytest.approx(np.percentile([0, 0, 5, 10], 95))
+    found = measured(predicted, reference, (3.0, 2.0, 5.0), metrics=FULL)
+    expected = {"dice": 2 / 3, "iou": 1 / 2, "sensitivity": 1 / 2, "precision": 1, "reference_volume": 0.12, "predicted_volume": 0.06, "volume_error": -0.5}
+    expected |= {"hd95_voxels": np.percentile([0, 0, 5, 10], 95), "hd95_pooled": np.percentile([0, 0, 5, 10, 0, 0], 95), "hd95": 10}
+    assert {name: found["liver", name] for name in expected} == pytest.approx(expected)
     assert found["spleen", "dice"] == 0
-    assert found["spleen", "hd95"] == pytest.approx(5)
+    assert found["spleen", "hd95"] == found["spleen", "hd95_voxels"] == pytest.approx(5)
 
 
 def test_a_perfect_prediction_has_the_best_values():
@@ -53,25 +56,18 @@ def test_a_perfect_prediction_has_the_best_values():
         assert value == METRICS[metric].best
 
 
-def brute_hd95(P, R, spacing_mm):
-    surfaces = [np.argwhere(mask & ~binary_erosion(mask)) * spacing_mm for mask in (P, R)]
-    distances = np.linalg.norm(surfaces[0][:, None] - surfaces[1][None], axis=-1)
-    return max(np.percentile(distances.min(1), 95), np.percentile(distances.min(0), 95))
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 2.0, 5.0)], ids=str)
-def test_measures_agree_with_brute_force_and_the_crop_changes_nothing(seed, spacing_mm):
+def test_measures_agree_with_monai_and_the_crop_changes_nothing(seed, spacing_mm):
     P, R = blobs(seed), blobs(seed + 10)
     if seed == 0:  # small and far from every border, so that the crop is a real one
         P, R = np.pad(P[8:12, 8:12, 6:10], 8), np.pad(R[7:11, 8:12, 5:9], 8)
         P[12, 12, 10] = R[9, 9, 9] = 1
-    found = measured(P, R, spacing_mm, names=NAMES[:2])
-    assert found["liver", "dice"] == pytest.approx(2 * (P & R).sum() / (P.sum() + R.sum()))
-    assert found["liver", "hd95"] == pytest.approx(brute_hd95(P == 1, R == 1, spacing_mm), rel=1e-5)
-    whole = (torch.from_numpy(mask == 1)[None, None] for mask in (P, R))
+    found = measured(P, R, spacing_mm, names=NAMES[:2], metrics=("dice", "hd95_voxels"))
+    whole = [torch.from_numpy(mask == 1)[None, None] for mask in (P, R)]
+    assert found["liver", "dice"] == pytest.approx(compute_dice(*whole).item(), abs=1e-6)
     uncropped = compute_hausdorff_distance(*whole, include_background=True, percentile=95, spacing=list(spacing_mm)).item()
-    assert found["liver", "hd95"] == pytest.approx(uncropped, rel=1e-6)
+    assert found["liver", "hd95_voxels"] == pytest.approx(uncropped, rel=1e-6)
 
 
 def test_one_empty_mask_is_the_worst_value_and_two_are_no_value():
@@ -82,6 +78,48 @@ def test_one_empty_mask_is_the_worst_value_and_two_are_no_value():
         assert found["liver", "hd95"] == pytest.approx(math.hypot(12 * 3, 10 * 4, 8 * 1))  # the volume's diagonal in mm
         assert math.isnan(found["spleen", "dice"])
         assert math.isnan(found["spleen", "hd95"])
+
+
+def test_the_rule_for_empty_masks_is_that_of_every_metrics_worst_value():
+    something, nothing = volume(liver=[(1, 1, 1)]), volume()
+    for predicted, reference, error in ((nothing, something, -1), (something, nothing, math.nan)):
+        found = measured(predicted, reference, metrics=(*FULL, "nsd_1mm"))
+        for name in (*FULL, "nsd_1mm"):
+            worst = metric_of(name).worst
+            value = found["liver", name]
+            if worst == "diagonal":
+                assert value == pytest.approx(math.hypot(12, 10, 8)), name
+            elif worst is not None:
+                assert value == worst, name
+            else:
+                ml = {"reference_volume": (reference == 1).sum() / 1000, "predicted_volume": (predicted == 1).sum() / 1000, "volume_error": error}
+                assert value == pytest.approx(ml[name], nan_ok=True), name
+    both = measured(nothing, nothing, metrics=FULL)["liver"]
+    assert [name for name, value in both.items() if not math.isnan(value)] == ["reference_volume", "predicted_volume"]
+
+
+def test_lesions_are_counted_where_asked():
+    reference = volume(liver=[np.s_[1:3, 1:3, 1:3], np.s_[6:9, 6:9, 4:7]], spleen=[(11, 9, 7)])
+    predicted = volume(liver=[np.s_[1:3, 1:3, 1:2], (6, 6, 4), np.s_[10:12, 0, 0:2]])  # a half of one, a 27th of the other, and nothing
+    found = measured(predicted, reference, lesion_classes=("liver",))["liver"]
+    assert found[["lesions_reference", "lesions_predicted", "lesions_found", "lesions_spurious"]].tolist() == [2, 3, 1, 1]
+    assert "lesions_found" not in measured(predicted, reference, lesion_classes=("liver",))["spleen"]
+    assert count_lesions(np.zeros((3, 3, 3), bool), np.zeros((3, 3, 3), bool)) == dict.fromkeys(
+        ("lesions_reference", "lesions_predicted", "lesions_found", "lesions_spurious"), 0
+    )
+
+
+def test_the_background_is_measured_in_overlap_alone_where_asked():
+    label = volume(liver=[(1, 1, 1)])
+    found = measured(label, label, background=True, metrics=FULL)
+    assert list(found["background"].index) == ["dice", "iou", "sensitivity", "precision"]
+    assert (found["background"] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["hd96", "nsd_mm", "nsd_onemm"])
+def test_an_unknown_metric_is_an_error(name):
+    with pytest.raises(KeyError, match=name):
+        metric_of(name)
 
 
 def test_every_row_says_what_it_is():

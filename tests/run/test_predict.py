@@ -9,7 +9,7 @@ import torch
 
 from homelib.config import override
 from homelib.data.manifest import load_manifest
-from homelib.run import predict
+from homelib.run import native, predict
 from homelib.run.predict import one_hot, predict_probabilities, save_label, to_native
 
 MANIFEST = load_manifest("demo_ct")
@@ -79,8 +79,8 @@ def test_an_oracle_scores_high_on_the_files_own_grid(telling, smoke, phantoms):
 def turned(case, order, signs):
     """The case on a native grid of 1.5 x 2 x 4 mm whose axes are those of the prepared one in another order and direction."""
     affine = np.zeros((4, 4))
-    for native, (prepared_axis, sign, step) in enumerate(zip(order, signs, (1.5, 2, 4), strict=True)):
-        affine[prepared_axis, native] = sign * step
+    for index, (prepared_axis, sign, step) in enumerate(zip(order, signs, (1.5, 2, 4), strict=True)):
+        affine[prepared_axis, index] = sign * step
     affine[:3, 3] = case.affine[:3, 3] + np.where(affine[:3, :3].sum(1) < 0, 12 * np.array(case.image.shape), 0) - 7.3
     affine[3, 3] = 1
     return replace(case, native_shape=(300, 200, 101), native_affine=affine)
@@ -90,9 +90,9 @@ def turned(case, order, signs):
 def test_axis_by_axis_and_slab_by_slab_is_what_monai_interpolates(order, signs, telling, monkeypatch):
     case = turned(telling, order, signs)
     probabilities = torch.randn(9, *telling.image.shape, generator=torch.Generator().manual_seed(0)).mul(2).softmax(0).numpy()
-    monkeypatch.setattr(predict, "SLAB_VOXELS", 200 * 101 * 70)  # four slabs and a bit
+    monkeypatch.setattr(native, "SLAB_VOXELS", 200 * 101 * 70)  # four slabs and a bit
     ours = to_native(probabilities, case)
-    monkeypatch.setattr(predict, "SHEAR_VOXELS", -1)  # now every grid goes the general way, by MONAI
+    monkeypatch.setattr(native, "SHEAR_VOXELS", -1)  # now every grid goes the general way, by MONAI
     general = to_native(probabilities, case)
     assert (ours != 0).mean() > 0.02
     assert (ours != general).mean() < 1e-4  # two classes within rounding of each other

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from homelib.study.tables import dice_table, distance_table, means, to_markdown
+from homelib.study.tables import best_median_worst, dice_table, distance_table, means, to_markdown
 
 NAN = float("nan")
 VOXELS = {"liver": 1000, "spleen": 200, "kidneys": 0, "aorta": 50}
@@ -135,3 +135,10 @@ def test_a_result_table_in_markdown_has_one_line_a_class(metrics):
     assert len(lines) == 2 + 5
     assert {line.count("|") for line in lines} == {7}  # six columns
     assert lines[-1] == "| mean |  | 1250 | 37.5 | 3.3 | 0.0 |"
+
+
+def test_best_median_and_worst_are_chosen_by_the_mean_without_the_background():
+    values = {"a": 0.1, "b": 0.9, "c": 0.5, "d": NAN, "background": 1.0}
+    rows = pd.DataFrame([{"case": "x", "class": name, "metric": "dice", "value": value} for name, value in values.items()])
+    assert best_median_worst(rows, by="class") == {"best": "b", "median": "c", "worst": "a"}
+    assert best_median_worst(rows, by="case") == {"best": "x", "median": "x", "worst": "x"}

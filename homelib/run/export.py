@@ -1,0 +1,168 @@
+"""A run for others: a MONAI bundle, or a folder as model hubs have it; and why there is no ONNX.
+
+Both need this package to be installed: the network is in no other. They carry weights (safetensors, no code), settings, the data set's manifest and a
+model card with what was measured.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .. import __version__
+from ..config import Settings, override
+from ..data.manifest import Manifest, as_yaml, load_manifest
+from ..errors import UserError
+from .checkpoint import build_network, load_weights, save_weights
+from .folder import Run
+
+
+def export(run: Run, to: str, out: str | Path) -> Path:
+    """Write a run to a folder that is not there yet.
+
+    Args:
+        run: trained.
+        to: "bundle" or "hub"; "onnx" is refused with the reason.
+        out: the folder; written beside and renamed.
+
+    Raises:
+        UserError: an unknown form, ONNX, a folder that exists, a run without weights.
+    """
+    if to == "onnx":
+        raise UserError(_no_onnx(run.settings))
+    if to not in FORMS:
+        raise UserError(f"--to: found {to!r}, expected one of {', '.join([*FORMS, 'onnx'])}.")
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
+    manifest = load_manifest(run.settings.data.manifest)
+    settings = override(run.settings, {"data.manifest": manifest.name})
+    network = load_weights(build_network(settings), run.weights_file)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        part = Path(folder) / "whole"
+        part.mkdir()
+        FORMS[to](run, part, settings, manifest, lambda path: save_weights(network, path, settings))
+        part.rename(out)
+    return out
+
+
+def _hub(run: Run, folder: Path, settings: Settings, manifest: Manifest, save: Callable[[Path], None]) -> None:
+    save(folder / "model.safetensors")
+    settings.save(folder / "config.json")
+    _text(folder / f"{manifest.name}.yaml", as_yaml(manifest))
+    load = "from homelib.run.packed import load, segment\nsegment(load('.'), 'scan.nii.gz', 'labels.nii.gz')"
+    _text(folder / "README.md", _front_matter(manifest) + model_card(run, settings, manifest, use=f"```python\n{load}\n```"))
+
+
+def _bundle(run: Run, folder: Path, settings: Settings, manifest: Manifest, save: Callable[[Path], None]) -> None:
+    save(folder / "models" / "model.safetensors")
+    (folder / "configs").mkdir()
+    settings.save(folder / "configs" / "settings.json")
+    _text(folder / "configs" / f"{manifest.name}.yaml", as_yaml(manifest))
+    inference = {
+        "bundle_root": ".",
+        "image": "scan.nii.gz",
+        "output": "labels.nii.gz",
+        "network": {"_target_": "homelib.run.packed.load", "folder": "@bundle_root"},
+        "run": [{"_target_": "homelib.run.packed.segment", "ensemble": "@network", "image": "@image", "output": "@output"}],
+    }
+    _text(folder / "configs" / "inference.json", json.dumps(inference, indent=1))
+    _text(folder / "configs" / "metadata.json", json.dumps(_metadata(settings, manifest), indent=1))
+    command = "python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz --output labels.nii.gz"
+    _text(folder / "docs" / "README.md", model_card(run, settings, manifest, use=f"```\n{command}\n```"))
+
+
+FORMS: dict[str, Callable] = {"bundle": _bundle, "hub": _hub}
+
+
+def _metadata(settings: Settings, manifest: Manifest) -> dict:
+    """What MONAI's bundle format asks to be told."""
+    low, high = manifest.intensity_range
+    patch = list(settings.data.patch_voxels)
+    image = {"type": "image", "format": "hounsfield" if manifest.modality == "CT" else "magnitude", "modality": manifest.modality, "num_channels": 1}
+    image |= {"spatial_shape": patch, "dtype": "float32", "value_range": [low, high], "is_patch_data": True, "channel_def": {"0": "image"}}
+    classes = {str(index): name for index, name in enumerate(manifest.class_names)}
+    pred = {"type": "image", "format": "segmentation", "num_channels": len(classes), "spatial_shape": patch, "dtype": "float32"}
+    pred |= {"value_range": [0, 1], "is_patch_data": True, "channel_def": classes}
+    return {
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "first export"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").split("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"homelib": __version__, "nibabel": version("nibabel")},
+        "name": f"{settings.network} on {manifest.name}",
+        "task": "segmentation",
+        "description": f"{settings.network} segments {', '.join(manifest.class_names[1:])} in {manifest.modality}.",
+        "authors": "",
+        "copyright": "",
+        "data_source": manifest.source,
+        "data_type": "nifti",
+        "intended_use": "Research only.",
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def _front_matter(manifest: Manifest) -> str:
+    return f"---\nlibrary_name: homelib\nlicense: other\ntags: [image-segmentation, medical, 3d, {manifest.modality}]\n---\n\n"
+
+
+def model_card(run: Run, settings: Settings, manifest: Manifest, *, use: str) -> str:
+    """Markdown: what it segments, from which data, what was measured and on whom, its limits."""
+    spacing = "x".join(f"{mm:g}" for mm in settings.data.spacing_mm or manifest.spacing_mm)
+    lines = [
+        f"# {settings.network} on {manifest.title}",
+        f"Segments {', '.join(name.replace('_', ' ') for name in manifest.class_names[1:])} in {manifest.modality}, on the scan's own grid.",
+        "## Use",
+        "Needs the Python package homelib.",
+        use,
+        "## Data",
+        f"{manifest.title}: {manifest.source}. Licence: {manifest.licence}. {manifest.citation}",
+        f"Trained on {_cases(settings.data.train_cases)}; {settings.training.steps} steps, seed {settings.training.seed}. "
+        f"Label origin: {manifest.label_origin}. Scans are resampled to {spacing} mm.",
+        "## Measured",
+        _measured(run),
+        "## Limits",
+        "For research, not for diagnosis. It knows the modality, field of view and structures of its training data and nothing else; elsewhere it is wrong "
+        "without a warning. A scan in another unit or orientation than its header says gives nonsense.",
+        *(f"Unverified about the data: {line}" for line in manifest.unverified),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _cases(ids: tuple[str, ...]) -> str:
+    return f"{len(ids)} cases ({', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''})" if ids else "cases that its settings do not name"
+
+
+def _measured(run: Run) -> str:
+    """Mean Dice by class on the test cases, from the run's own rows."""
+    if not run.metrics_file.exists():
+        return "Nothing was measured for this run."
+    rows = pd.read_csv(run.metrics_file)
+    rows = rows[(rows["metric"] == "dice") & (rows["method"] == run.settings.network) & (rows["class"] != "background")]
+    if "role" in rows:
+        rows = rows[rows["role"] == "test"]
+    if rows.empty:
+        return "No test case was measured for this run."
+    origin = ", ".join(dict.fromkeys(rows["label_origin"]))
+    head = f"Dice on {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}:"
+    means = rows.groupby("class", sort=False)["value"].mean()
+    return "\n".join([head, "", "| class | Dice |", "| --- | --- |", *(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in means.items())])
+
+
+def _no_onnx(settings: Settings) -> str:
+    tokens = int(np.prod([n // 2 for n in settings.data.patch_voxels]))
+    return (
+        f"--to onnx: {settings.network} scans {tokens} tokens one after the other in each layer of its first stage; ONNX has no operator for a selective "
+        "scan, and PyTorch's exporter writes one node a token and step. Expected bundle or hub; both run on CPU and GPU."
+    )
+
+
+def _text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

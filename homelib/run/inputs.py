@@ -1,0 +1,75 @@
+"""What a user points at, as cases to predict: files, folders of files, folders of DICOM slices, a part of a data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data.layouts import IMAGE_SUFFIXES, find_cases
+from ..data.manifest import Case, Manifest
+from ..data.split import split
+from ..errors import UserError
+
+
+def find_inputs(paths: Sequence[str | Path], manifest: Manifest, *, modality: str | None = None) -> list[Case]:
+    """Unlabelled cases of a data set's kind, in order. Ids are the files' names, less their ending and nnU-Net's `_0000`.
+
+    Raises UserError: nothing there, two of one id, a modality that the data set has no window for.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such file; expected a scan (NIfTI, NRRD, MetaImage), a folder of scans or of DICOM slices. Check the path.")
+        here = [path] if path.is_file() or holds_slices(path) else _in_folder(path)
+        if not here:
+            raise UserError(f"{path}: no scan there, expected NIfTI, NRRD or MetaImage files, or DICOM slices. Check the folder.")
+        found += here
+    modality = modality or manifest.modality
+    manifest.window_of(modality)
+    cases = [Case(_id(path), path, None, modality, "UNSTATED", manifest.reference) for path in found]
+    seen: dict[str, Path] = {}
+    for case in cases:
+        if (other := seen.setdefault(case.id, case.image)) != case.image:
+            raise UserError(f"{case.image}: found the same name as {other}, expected a name of its own for each case. Rename one, or predict them apart.")
+    return list(dict.fromkeys(cases))
+
+
+def find_part(manifest: Manifest, root: str | Path, part: str) -> list[Case]:
+    """The cases of one part of a data set (`train`, `validation`, `test`, `fold-0`, or `all`). Raises UserError for a part that has none."""
+    cases = find_cases(manifest, root).cases
+    if part == "all":
+        return list(cases)
+    parts = split(manifest, cases, root=root)
+    if chosen := [case for case in cases if parts[case.id] == part]:
+        return chosen
+    raise UserError(f"--part: found {part!r}, expected one of {', '.join(sorted(set(parts.values())))} or all.")
+
+
+def holds_slices(folder: Path) -> bool:
+    """Whether a folder's first files look like DICOM: named so, or with DICM at byte 128."""
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))[:3]:
+        if path.suffix.lower() in (".dcm", ".ima"):
+            return True
+        with path.open("rb") as stream:
+            if stream.read(132)[128:] == b"DICM":
+                return True
+    return False
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Its scans, and its folders of slices."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in entries if (path.is_dir() and holds_slices(path)) or (path.is_file() and path.name.endswith(IMAGE_SUFFIXES))]
+
+
+def suffix_of(path: Path) -> str:
+    """Of the file that a prediction for `path` is written to: the scan's own format, one file; NIfTI for DICOM slices."""
+    found = next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith(suffix) and path.is_file()), ".nii.gz")
+    return {".nhdr": ".nrrd", ".mhd": ".mha"}.get(found, found)
+
+
+def _id(path: Path) -> str:
+    name = path.name
+    for suffix in IMAGE_SUFFIXES:
+        if path.is_file() and name.endswith(suffix):
+            name = name.removesuffix(suffix)
+            break
+    return name.removesuffix("_0000") or path.name

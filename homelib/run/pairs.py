@@ -1,0 +1,198 @@
+"""Predictions and references as files: paired by case id, compared in space, measured case by case in processes; one line for every file left out."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data.examine import APART_MM, apart_mm
+from ..data.layouts import IMAGE_SUFFIXES
+from ..data.manifest import Manifest, load_manifest
+from ..data.parallel import over
+from ..data.prepare import read_array
+from ..errors import UserError
+from ..paths import written_whole
+from .evaluate import COLUMNS, evaluate
+from .metrics import FULL, NSD, metric_of
+
+LABEL_MAP = "labels.json"  # beside predictions: class index -> name
+_DECORATION = re.compile(r"(_0000|[_-](label|labels|seg|segmentation|mask|gt|pred|prediction))$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Pair:
+    case: str
+    predicted: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The rows of all pairs that could be measured, and a line for every file that could not."""
+
+    rows: pd.DataFrame
+    left_out: tuple[str, ...]
+    cases: int
+
+
+def find_pairs(predicted: str | Path, reference: str | Path) -> tuple[list[Pair], list[str]]:
+    """Two files, or the files of two folders by case id (a file's name without its ending and `_seg`, `_label`, `_0000` or the like).
+
+    Returns:
+        Pairs in order of their ids, and a line for each file without a partner.
+
+    Raises:
+        UserError: no such file or folder, a file and a folder, two files of one id, no pair.
+    """
+    predicted, reference = Path(predicted), Path(reference)
+    for path in (predicted, reference):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; expected labels as NIfTI, NRRD or MetaImage. Check the path.")
+    if predicted.is_dir() != reference.is_dir():
+        raise UserError(f"{predicted} and {reference}: found a file and a folder, expected two of a kind.")
+    if predicted.is_file():
+        return [Pair(case_id(predicted), predicted, reference)], []
+    ours, theirs = _by_case(predicted), _by_case(reference)
+    lines = [f"{path}: no reference for {case} in {reference}; left out." for case, path in ours.items() if case not in theirs]
+    lines += [f"{path}: no prediction for {case} in {predicted}; left out." for case, path in theirs.items() if case not in ours]
+    pairs = [Pair(case, ours[case], theirs[case]) for case in sorted(set(ours) & set(theirs))]
+    if not pairs:
+        first = f"{next(iter(ours), 'nothing')} and {next(iter(theirs), 'nothing')}"
+        raise UserError(f"{predicted} and {reference}: no case id in both (first ids: {first}); expected files of the same names. Rename them.")
+    return pairs, lines
+
+
+def case_id(path: Path) -> str:
+    """
+    >>> case_id(Path("labels/case_07_seg.nii.gz"))
+    'case_07'
+    """
+    return _DECORATION.sub("", _stem(path)) or path.name
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith(suffix)), ""))
+
+
+def _by_case(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith(IMAGE_SUFFIXES):
+            continue
+        if (name := case_id(path)) in found:
+            raise UserError(f"{folder}: found {found[name].name} and {path.name} for the case {name}, expected one file a case. Move one away.")
+        found[name] = path
+    return found
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How pairs are measured. manifest: maps raw reference labels to classes; None takes both files' values as class indices."""
+
+    class_names: tuple[str, ...]
+    manifest: str | None = None
+    method: str = "prediction"
+    label_origin: str = "UNSTATED"
+    metrics: tuple[str, ...] = FULL
+    tolerances_mm: tuple[float, ...] = (1.0, 2.0, 3.0)
+    lesion_classes: tuple[str, ...] = ()
+    raw_predictions: bool = False  # predictions hold the manifest's raw labels too
+
+    @property
+    def all_metrics(self) -> tuple[str, ...]:
+        return (*self.metrics, *(NSD.format(f"{mm:g}") for mm in self.tolerances_mm))
+
+
+def class_names_of(predicted: Path, manifest: Manifest | None) -> tuple[str, ...]:
+    """Of the manifest, else of the label map beside the predictions. Raises UserError where neither is there."""
+    if manifest is not None:
+        return manifest.class_names
+    path = (predicted if predicted.is_dir() else predicted.parent) / LABEL_MAP
+    if predicted.is_file() and (own := predicted.with_name(f"{_stem(predicted)}.{LABEL_MAP}")).exists():
+        path = own
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected the names of the classes there, or a data set by --data NAME.")
+    try:
+        named = {int(value): str(name) for value, name in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError):
+        raise UserError(f'{path}: no label map; expected JSON such as {{"1": "liver"}}. Give a data set by --data NAME.') from None
+    return ("background", *(named.get(value, f"class_{value}") for value in range(1, max(named, default=0) + 1)))
+
+
+def measure_pairs(pairs: Sequence[Pair], how: Measure, *, workers: int = 1, on_case=lambda: None) -> Measured:
+    """All pairs, `workers` at a time; a pair that cannot be measured is a line. `on_case` is called after each. Raises UserError for an unknown metric."""
+    for name in how.all_metrics:
+        try:
+            metric_of(name)
+        except KeyError:
+            raise UserError(f"metrics: found {name!r}, expected some of {', '.join(FULL)}, or nsd_2mm.") from None
+    if unknown := set(how.lesion_classes) - set(how.class_names):
+        raise UserError(f"lesions: found {', '.join(sorted(unknown))}, expected classes: {', '.join(how.class_names[1:])}.")
+    tables, lines = {}, {}
+    for index, found in over(_measured, [(pair, how) for pair in pairs], workers=workers):
+        on_case()
+        if isinstance(found, UserError):
+            lines[index] = str(found)
+        elif isinstance(found, Exception):
+            lines[index] = f"{pairs[index].predicted}: {type(found).__name__}: {' '.join(str(found).split())[:200]}; left out. Check both files."
+        else:
+            tables[index] = found
+    rows = pd.concat([tables[index] for index in sorted(tables)], ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+    return Measured(rows, tuple(lines[index] for index in sorted(lines)), len(tables))
+
+
+def _measured(job: tuple[Pair, Measure]) -> pd.DataFrame | UserError:
+    try:
+        return _measure(*job)
+    except UserError as error:
+        return UserError(str(error))  # a plain one can be sent from a process
+
+
+def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
+    manifest = load_manifest(how.manifest) if how.manifest else None
+    (P, p_affine), (R, r_affine) = (
+        read_array(path, what="label", labels=manifest.labels if manifest and path.is_dir() else None) for path in (pair.predicted, pair.reference)
+    )
+    if P.shape != R.shape:
+        told = " and ".join("x".join(map(str, volume.shape)) for volume in (P, R))
+        raise UserError(f"{pair.predicted}: found {told} voxels of prediction and reference, expected the same grid; left out. Resample the prediction.")
+    if (apart := apart_mm(p_affine, r_affine, R.shape)) > APART_MM:
+        raise UserError(f"{pair.predicted}: lies up to {apart:.3g} mm from its reference, expected at most {APART_MM}; left out. Check its affine.")
+    if manifest is not None:
+        R, P = manifest.merge(R), manifest.merge(P) if how.raw_predictions else _indices(P, pair.predicted, len(how.class_names))
+    else:
+        P, R = (_indices(volume, path, len(how.class_names)) for volume, path in ((P, pair.predicted), (R, pair.reference)))
+    return evaluate(
+        P,
+        R,
+        spacing_mm=tuple(np.linalg.norm(r_affine[:3, :3], axis=0).tolist()),
+        class_names=how.class_names,
+        case=pair.case,
+        method=how.method,
+        label_origin=how.label_origin,
+        metrics=how.all_metrics,
+        lesion_classes=how.lesion_classes,
+        background=True,
+    )
+
+
+def _indices(volume: np.ndarray, path: Path, classes: int) -> np.ndarray:
+    """A volume of class indices as integers. Raises UserError for values that are none."""
+    whole = volume if volume.dtype.kind in "iu" else np.round(volume)
+    low, high = whole.min(), whole.max()
+    if low < 0 or high >= classes or (whole is not volume and not np.array_equal(whole, volume)):
+        raise UserError(f"{path}: found values from {volume.min():g} to {volume.max():g}, expected class indices, 0 to {classes - 1}; left out. Check it.")
+    return whole.astype(np.uint8 if classes <= 256 else np.uint16, copy=False)
+
+
+def write_rows(rows: pd.DataFrame, path: Path) -> Path:
+    """The tidy CSV, all digits kept. Raises UserError where a file is there already."""
+    if path.exists():
+        raise UserError(f"{path}: exists already and is left as it is. Choose another --csv.")
+    with written_whole(path) as part:
+        rows.to_csv(part, index=False)
+    return path

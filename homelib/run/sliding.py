@@ -1,0 +1,158 @@
+"""A network over a whole volume, window by window, with memory for a slab of it alone.
+
+Windows of the training patch lie as MONAI's `sliding_window_inference` places and weighs them. They are taken in the order of one axis, the
+slab axis; once no later window reaches a row, its logits are finished and handed on, and their memory is used again. So the buffer holds
+classes x patch along the slab axis x the other two axes, whatever the length of the scan, and no volume of all classes ever exists.
+
+Glossary: C classes; a *row* is a plane of the volume across the slab axis; P is the patch's size along that axis, A and B the volume's size
+along the other two.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map
+from torch import Tensor
+
+from ..config import PredictionConfig
+
+Network = Callable[[Tensor], Tensor]
+ROWS_BYTES = 2**27  # of probabilities that are handed on at a time
+MIRRORS = tuple(axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where windows lie: `starts` along each axis, in a volume that is as large as the patch at least. `before` is what was added to reach that."""
+
+    shape: tuple[int, int, int]
+    patch: tuple[int, int, int]
+    padded: tuple[int, int, int]
+    before: tuple[int, int, int]
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    axis: int
+
+    @classmethod
+    def over(cls, shape: Sequence[int], patch: Sequence[int], *, overlap: float) -> "Windows":
+        """As MONAI: steps of patch * (1 - overlap), the last window flush with the end; a smaller scan lies in the middle of its one window."""
+        padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
+        before = tuple((full - n) // 2 for full, n in zip(padded, shape, strict=True))
+        starts = []
+        for n, p in zip(padded, patch, strict=True):
+            step = p if p == n else max(1, int(p * (1 - overlap)))
+            count = next(k for k in range(n) if k * step + p >= n) + 1
+            starts.append(tuple(min(k * step, n - p) for k in range(count)))
+        buffer = [patch[axis] * np.prod(padded) / padded[axis] for axis in range(3)]
+        return cls(tuple(shape), tuple(patch), padded, before, tuple(starts), int(np.argmin(buffer)))
+
+    @property
+    def count(self) -> int:
+        return int(np.prod([len(starts) for starts in self.starts]))
+
+    @property
+    def row_voxels(self) -> int:
+        return int(np.prod(self.padded)) // self.padded[self.axis]
+
+    def buffer_bytes(self, classes: int) -> int:
+        """What the sums of weighted logits and of weights take, float32: the only part that grows with the number of classes."""
+        return 4 * (classes + 1) * self.patch[self.axis] * self.row_voxels
+
+
+def finished_rows(
+    networks: Sequence[Network],
+    image: np.ndarray,
+    windows: Windows,
+    settings: PredictionConfig,
+    *,
+    prepare: Callable[[np.ndarray], np.ndarray],
+    beyond: float,
+    device: torch.device,
+    accumulate_on: torch.device | None = None,
+    window_batch: int | None = None,
+    on_window: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Probabilities in slabs, along the slab axis, from its first row to its last.
+
+    Args:
+        networks: their logits are averaged, and those over mirrored windows where the settings ask for it.
+        image: (D, H, W), sliced window by window: it may lie in a file.
+        windows: where to look.
+        settings: blend, mirrors, windows at a time.
+        prepare: from intensities to what the network sees.
+        beyond: what the network sees outside of the scan.
+        device: of the networks.
+        accumulate_on: of the buffer; None is `device`.
+        window_batch: windows at a time, instead of the settings'.
+        on_window: called with the number of windows done.
+
+    Yields:
+        The first row, and the softmax (C, rows, A, B) float32 on `accumulate_on`, slab axis first; a tensor of its own.
+    """
+    axis, where = windows.axis, accumulate_on or device
+    others = [a for a in range(3) if a != axis]
+    weight = compute_importance_map(windows.patch, mode=settings.blend, sigma_scale=0.125, device=device, dtype=torch.float32)
+    weight = weight.movedim(axis, 0) if weight.ndim == 3 else weight
+    starts = windows.starts[axis]
+    P = windows.patch[axis]
+    sums = weights = None
+    cuts = [slice(windows.before[a], windows.before[a] + windows.shape[a]) for a in others]
+    for number, start in enumerate(starts):
+        places = list(itertools.product(windows.starts[others[0]], windows.starts[others[1]]))
+        size = window_batch or settings.window_batch
+        for first in range(0, len(places), size):
+            chosen = places[first : first + size]
+            corners = [tuple(np.insert(place, axis, start)) for place in chosen]
+            logits = _logits(networks, _cut(image, windows, corners, prepare, beyond).to(device), mirror=settings.mirror)
+            if sums is None:
+                sums = torch.zeros(logits.shape[1], P, *(windows.padded[a] for a in others), device=where)
+                weights = torch.zeros(P, *sums.shape[2:], device=where)
+            for (a, b), its in zip(chosen, logits, strict=True):
+                box = (slice(None), slice(a, a + windows.patch[others[0]]), slice(b, b + windows.patch[others[1]]))
+                sums[(slice(None), *box)] += (its.movedim(1 + axis, 1) * weight).to(where)
+                weights[box] += weight.to(where)
+            on_window(len(chosen))
+        done = starts[number + 1] - start if number + 1 < len(starts) else P  # rows that no later window reaches
+        yield from _normalised(sums, weights, done, first_row=start, windows=windows, cuts=cuts)
+        if number + 1 < len(starts):
+            for volume in (*sums, weights):  # class by class: the copy that an overlapping move needs stays small
+                volume[: P - done] = volume[done:].clone()
+                volume[P - done :] = 0
+
+
+def _normalised(sums: Tensor, weights: Tensor, done: int, *, first_row: int, windows: Windows, cuts: list[slice]) -> Iterator[tuple[int, Tensor]]:
+    """The buffer's first `done` rows as probabilities, a few rows at a time, without what lies beyond the scan."""
+    before, n = windows.before[windows.axis], windows.shape[windows.axis]
+    rows = max(1, ROWS_BYTES // (4 * sums.shape[0] * windows.row_voxels))
+    for start in range(0, done, rows):
+        low, high = max(start, before - first_row), min(start + rows, done, before + n - first_row)
+        if low < high:
+            box = (slice(low, high), *cuts)
+            yield first_row + low - before, (sums[(slice(None), *box)] / weights[box]).softmax(0)
+
+
+def _cut(image, windows: Windows, corners: list[tuple[int, ...]], prepare, beyond: float) -> Tensor:
+    """Windows (n, 1, *patch) float32."""
+    batch = np.full((len(corners), 1, *windows.patch), beyond, np.float32)
+    for its, corner in zip(batch, corners, strict=True):
+        box, into = [], [0]
+        for start, before, n, p in zip(corner, windows.before, windows.shape, windows.patch, strict=True):
+            low, high = max(0, start - before), min(n, start - before + p)
+            box.append(slice(int(low), int(high)))
+            into.append(slice(int(low - start + before), int(high - start + before)))
+        its[tuple(into)] = prepare(image[tuple(box)])
+    return torch.from_numpy(batch)
+
+
+def _logits(networks: Sequence[Network], batch: Tensor, *, mirror: bool) -> Tensor:
+    """(n, C, *patch) float32: the mean over networks and, where asked for, over all eight mirror images."""
+    total, axes_of = None, MIRRORS if mirror else MIRRORS[:1]
+    for axes in axes_of:
+        seen = batch.flip(axes) if axes else batch
+        for network in networks:
+            logits = network(seen).float()
+            logits = logits.flip(axes) if axes else logits
+            total = logits if total is None else total + logits
+    return total / (len(axes_of) * len(networks))

@@ -1,0 +1,151 @@
+"""What `home evaluate PRED REF` says: a table a metric with its definition, the rule for empty masks, and the counts that a mean hides."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from ..data.manifest import load_manifest
+from ..data.parallel import default_workers
+from ..errors import UserError
+from ..run.conventions import CONVENTIONS, averaged, convention_of, counts
+from ..run.metrics import DIAGONAL, EMPTY_RULE, LESIONS, metric_of
+from ..run.pairs import Measure, class_names_of, find_pairs, measure_pairs, write_rows
+
+SHOWN = ("dice", "iou", "hd95", "asd", "sensitivity", "precision", "volume_error")
+
+
+def evaluate_files(
+    predicted: Path,
+    reference: Path,
+    console: Console,
+    *,
+    data: str | None,
+    raw: bool,
+    csv: Path | None,
+    convention: str,
+    lesions: tuple[str, ...],
+    tolerances_mm: tuple[float, ...],
+    workers: int | None,
+) -> bool:
+    """Pair, measure, write the rows, print tables and a line for every file left out; whether all files could be measured.
+
+    Raises UserError: nothing to pair, a CSV that exists, an unknown convention, metric or class, `raw` without a data set.
+    """
+    manifest = load_manifest(data) if data else None
+    convention_of(convention)
+    if raw and manifest is None:
+        raise UserError("--raw: found no data set, expected its raw labels; give it by --data NAME.")
+    out = csv or (predicted if predicted.is_dir() else predicted.parent) / "metrics.csv"
+    if out.exists():
+        raise UserError(f"{out}: exists already and is left as it is. Choose another --csv.")
+    pairs, alone = find_pairs(predicted, reference)
+    how = Measure(
+        class_names_of(predicted, manifest),
+        manifest=manifest.reference if manifest else None,
+        method=predicted.name if predicted.is_dir() else predicted.parent.name or "prediction",
+        label_origin=manifest.label_origin if manifest else "UNSTATED",
+        tolerances_mm=tolerances_mm,
+        lesion_classes=lesions,
+        raw_predictions=raw,
+    )
+    with tqdm(total=len(pairs), desc="evaluate", unit="case", disable=not sys.stderr.isatty()) as bar:
+        measured = measure_pairs(pairs, how, workers=workers or default_workers(), on_case=bar.update)
+    for line in (*alone, *measured.left_out):
+        console.print(line, highlight=False, markup=False)
+    if not measured.cases:
+        raise UserError(f"{predicted}: none of {len(pairs)} cases could be measured; the lines above say why.")
+    write_rows(measured.rows, out)
+    print_evaluation(measured.rows, console, convention=convention, data_set=manifest.name if manifest else None)
+    console.print(f"{out}: {measured.cases} cases, {len(alone) + len(measured.left_out)} files left out.", highlight=False, markup=False)
+    return not alone and not measured.left_out
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a class, then the mean over classes: its counts, and the mean over cases of every metric. Background takes no part."""
+    kept = rows[(rows["class"] != "background") & ~rows["metric"].isin(LESIONS)]
+    metrics = [name for name in dict.fromkeys(kept["metric"]) if name in SHOWN or name.startswith("nsd_")]
+    classes = list(dict.fromkeys(kept["class"]))
+    values = kept.groupby(["class", "metric"])["value"].mean().unstack().reindex(index=classes, columns=metrics)
+    values.loc["mean"] = values.mean()
+    one = kept[kept["metric"] == metrics[0]]
+    told = pd.DataFrame([counts(one[one["class"] == name]) for name in classes] + [counts(one)], index=values.index)
+    return pd.concat([told, values], axis=1)
+
+
+def detection(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line a class whose lesions were counted: lesion-wise sensitivity and precision, and by patient (does the case have any?) sensitivity and
+    specificity with Wilson's 95 % interval; NaN where there is nothing to count."""
+    lines = []
+    for name, part in rows[rows["metric"].isin(LESIONS)].groupby("class", sort=False):
+        total = part.groupby("metric")["value"].sum()
+        cases = part.drop_duplicates("case")
+        ill, called = cases["reference_voxels"] > 0, cases["predicted_voxels"] > 0
+        line = {
+            "class": name,
+            "lesions": int(total["lesions_reference"]),
+            "found": int(total["lesions_found"]),
+            "spurious lesions": int(total["lesions_spurious"]),
+            "lesion sensitivity": _share(total["lesions_found"], total["lesions_reference"]),
+            "lesion precision": _share(total["lesions_predicted"] - total["lesions_spurious"], total["lesions_predicted"]),
+        }
+        for what, right, of in (("sensitivity", ill & called, ill), ("specificity", ~ill & ~called, ~ill)):
+            hits, number = int(right.sum()), int(of.sum())
+            span = binomtest(hits, number).proportion_ci(method="wilson") if number else (np.nan, np.nan)
+            line |= {f"patients ({what})": number, f"patient {what}": _share(hits, number), f"{what} low": span[0], f"{what} high": span[1]}
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("class") if lines else pd.DataFrame()
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def definitions(metrics: list[str]) -> list[str]:
+    """A line a metric: unit, direction, best and worst, definition."""
+    lines = []
+    for metric in map(metric_of, metrics):
+        direction = {True: "higher is better", False: "lower is better", None: "a fact" if metric.best is None else "nearer the best is better"}
+        ends = (
+            ""
+            if metric.best is None
+            else f", best {metric.best:g}"
+            + ("" if metric.worst is None else ", worst the image's diagonal" if metric.worst == DIAGONAL else f", worst {metric.worst:g}")
+        )
+        lines.append(f"{metric.name} [{metric.unit}]: {metric.definition} ({direction[metric.higher_is_better]}{ends})")
+    return lines
+
+
+def print_evaluation(rows: pd.DataFrame, console: Console, *, convention: str = "own", data_set: str | None = None) -> None:
+    """The summary of the rows, under a convention where one is asked for, with definitions, rule and counts."""
+    cases = rows["case"].nunique()
+    if convention == "own":
+        table, title = summary(rows), f"mean over {cases} cases; own convention: {CONVENTIONS['own'].definition}"
+    else:
+        chosen = convention_of(convention, data_set=data_set)
+        flat = averaged(rows, chosen)
+        table = flat.pivot_table(index="class", columns="metric", values="value", sort=False, dropna=False)
+        told = flat.drop_duplicates("class").set_index("class")[["references", "missed", "spurious"]]
+        table, title = pd.concat([told, table], axis=1), f"{cases} cases; convention {chosen.name}: {chosen.definition}"
+    _print(table, title, console)
+    if not (found := detection(rows)).empty:
+        _print(found.T.rename_axis("detection"), "lesions (a piece is found where a tenth of it is covered) and patients", console)
+    measured = [name for name in dict.fromkeys(rows["metric"]) if convention == "own" or name in ("dice", "iou", "hd95", "hd95_voxels", "hd95_pooled")]
+    for line in definitions([name for name in measured if name in table or name not in LESIONS]):
+        console.print(line, highlight=False, markup=False)
+    console.print(f"Empty masks: {EMPTY_RULE if convention == 'own' else 'as the convention says.'}", highlight=False, markup=False)
+
+
+def _print(table: pd.DataFrame, title: str, console: Console) -> None:
+    columns = (Column(str(name), overflow="fold") for name in (table.index.name or "class", *table.columns))
+    shown = Table(*columns, title=escape(title), title_justify="left")
+    for name, row in zip(table.index, table.itertuples(index=False), strict=True):
+        cells = (("-" if np.isnan(v) else f"{v:.0f}" if v == int(v) and abs(v) >= 2 else f"{v:.3f}") if isinstance(v, float) else str(v) for v in row)
+        shown.add_row(str(name).replace("_", " "), *cells, style="bold" if name == "mean" else "")
+    console.print(shown)

@@ -1,0 +1,110 @@
+"""What is exported gives the labels that `home predict` gives; and what cannot be exported says why."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from homelib.config import Settings, override
+from homelib.data.manifest import as_yaml, load_manifest
+from homelib.data.prepare import read_array
+from homelib.errors import UserError
+from homelib.run.checkpoint import build_network, load_weights, save_weights
+from homelib.run.export import export
+from homelib.run.folder import Run
+from homelib.run.inputs import find_inputs
+from homelib.run.packed import load, segment
+from homelib.run.predict_all import Ensemble, predict_all
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(smoke, tmp_path_factory):
+    """A run on a data set of the user's own, whose manifest is a file that others do not have."""
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "mine.yaml").write_text(as_yaml(load_manifest("demo_ct")).replace("name: demo_ct", "name: mine", 1))
+    settings = override(smoke, {"data.manifest": str(folder / "mine.yaml"), "data.train_cases": ("ct-a",), "prediction.one_piece": ("liver",)})
+    run = Run(folder / "run")
+    run.folder.mkdir()
+    settings.save(run.settings_file)
+    torch.manual_seed(0)
+    save_weights(build_network(settings), run.weights_file, settings)
+    rows = [{"case": "ct-c", "role": "test", "method": "MambaHoME", "label_origin": "REF", "class": "liver", "metric": "dice", "value": 0.875}]
+    pd.DataFrame(rows).to_csv(run.metrics_file, index=False)
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(run, phantoms, tmp_path_factory):
+    cases = find_inputs([phantoms["phantom-a"].image], load_manifest(run.settings.data.manifest))
+    (done,) = predict_all(cases, Ensemble.of([run.folder]), tmp_path_factory.mktemp("expected") / "labels.nii.gz", progress=False)
+    return read_array(done.path)
+
+
+@pytest.mark.parametrize("to", ["bundle", "hub"])
+def test_what_is_exported_gives_the_same_labels(to, run, expected, phantoms, tmp_path):
+    folder = export(run, to, tmp_path / "elsewhere" / to)
+    label, affine = read_array(segment(load(folder), phantoms["phantom-a"].image, tmp_path / "labels.nii.gz"))
+    assert (label == expected[0]).all()
+    assert len(set(label.ravel().tolist())) > 1
+    assert (affine == expected[1]).all()
+    assert not list(folder.parent.glob(".export*"))
+
+
+def test_monais_command_runs_the_bundle(run, expected, phantoms, tmp_path):
+    if importlib.util.find_spec("fire") is None:
+        pytest.skip("fire is not installed: monai.bundle's command line needs it (it is in the extra dev)")
+    folder = export(run, "bundle", tmp_path / "bundle")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", folder / "configs" / "inference.json", "--bundle_root", folder]
+    command += ["--meta_file", folder / "configs" / "metadata.json", "--image", phantoms["phantom-a"].image, "--output", tmp_path / "labels.nii.gz"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
+    label, affine = read_array(tmp_path / "labels.nii.gz")
+    assert (label == expected[0]).all()
+    assert (affine == expected[1]).all()
+
+
+def test_the_hub_folder_has_weights_settings_and_a_card_that_says_what_was_measured(run, tmp_path):
+    folder = export(run, "hub", tmp_path / "hub")
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "mine.yaml", "README.md"}
+    settings = Settings.load(folder / "config.json")
+    network = load_weights(build_network(settings), folder / "model.safetensors")
+    ours = load_weights(build_network(run.settings), run.weights_file)
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), ours.state_dict().values(), strict=True))
+    card = (folder / "README.md").read_text()
+    manifest = load_manifest("demo_ct")
+    for words in ("library_name: homelib", "| liver | 0.875 |", "1 test cases (ct-c), labels REF", manifest.licence, "1 cases (ct-a)", "## Limits"):
+        assert words in card
+    assert str(run.folder.parent) not in card + (folder / "config.json").read_text()
+
+
+def test_the_bundle_tells_its_classes(run, tmp_path):
+    told = json.loads((export(run, "bundle", tmp_path / "bundle") / "configs" / "metadata.json").read_text())
+    outputs = told["network_data_format"]["outputs"]["pred"]
+    assert outputs["channel_def"]["0"] == "background"
+    assert outputs["num_channels"] == len(outputs["channel_def"]) == 9
+
+
+def test_what_cannot_be_is_one_line(run, tmp_path):
+    with pytest.raises(UserError, match="MambaHoME scans 4096 tokens one after the other.*Expected bundle or hub"):
+        export(run, "onnx", tmp_path / "onnx")
+    with pytest.raises(UserError, match="--to: found 'zip', expected one of bundle, hub, onnx"):
+        export(run, "zip", tmp_path / "zip")
+    with pytest.raises(UserError, match="exists already"):
+        export(run, "hub", tmp_path)
+    bare = Run(tmp_path / "bare")
+    bare.folder.mkdir()
+    run.settings.save(bare.settings_file)
+    with pytest.raises(UserError, match="best.safetensors: no such file"):
+        export(bare, "hub", tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+    with pytest.raises(UserError, match="expected a folder that `home export` has written"):
+        load(tmp_path)

@@ -1,0 +1,130 @@
+"""Files paired by case id and measured; every unpaired or differing one is a line, and the others are done."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+
+from homelib.data.manifest import load_manifest
+from homelib.errors import UserError
+from homelib.run.pairs import Measure, case_id, class_names_of, find_pairs, measure_pairs, write_rows
+
+NAMES = ("background", "liver", "spleen")
+AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+
+
+def write(path, label, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(label, affine), path)
+    return path
+
+
+@pytest.fixture
+def label():
+    label = np.zeros((8, 9, 10), np.uint8)
+    label[1:5, 2:6, 3:7], label[6:, 6:, 6:] = 1, 2
+    return label
+
+
+@pytest.fixture
+def folders(tmp_path, label):
+    """a: perfect. b: another shape. c: elsewhere. d: no prediction. e: no reference. f: no label. g: damaged."""
+    P, R = tmp_path / "pred", tmp_path / "ref"
+    for name in "abcefg":
+        write(P / f"{name}.nii.gz", label if name != "b" else label[:, :, 1:])
+    for name in "abcdfg":
+        write(R / f"{name}_seg.nii.gz", label)
+    write(P / "c.nii.gz", label, AFFINE + np.outer([1, 0, 0, 0], [0, 0, 0, 5]))
+    write(P / "f.nii.gz", label + 0.5)
+    (P / "g.nii.gz").write_bytes(b"no file")
+    (P / "labels.json").write_text(json.dumps({"1": "liver", "2": "spleen"}))
+    return P, R
+
+
+def test_one_line_for_every_file_left_out_and_the_others_measured(folders):
+    pairs, alone = find_pairs(*folders)
+    assert [pair.case for pair in pairs] == list("abcfg")
+    assert [line.split(":")[0].rsplit("/")[-1] for line in alone] == ["e.nii.gz", "d_seg.nii.gz"]
+    names = class_names_of(folders[0], None)
+    assert names == NAMES
+    done = measure_pairs(pairs, Measure(names, metrics=("dice",), tolerances_mm=(2.0,)), workers=2)
+    assert done.cases == 1
+    assert set(done.rows["case"]) == {"a"}
+    assert done.rows[done.rows["class"] != "background"][["metric", "value"]].values.tolist() == [["dice", 1.0], ["nsd_2mm", 1.0]] * 2
+    told = ["8x9x9 and 8x9x10 voxels", "mm from its reference", "values from 0.5 to 2.5, expected class indices", "cannot be read"]
+    assert len(done.left_out) == 4
+    for line, words in zip(done.left_out, told, strict=True):
+        assert words in line
+        assert "\n" not in line
+
+
+def test_any_number_of_processes_gives_the_same_rows(tmp_path, label):
+    for name in "abc":
+        write(tmp_path / "p" / f"{name}.nii.gz", np.roll(label, ord(name) - 97, 0))
+        write(tmp_path / "r" / f"{name}.nii.gz", label)
+    pairs, _ = find_pairs(tmp_path / "p", tmp_path / "r")
+    one, two = (measure_pairs(pairs, Measure(NAMES), workers=workers).rows for workers in (1, 2))
+    assert one.equals(two)
+    assert set(one["metric"]) >= {"hd95", "asd", "nsd_1mm", "volume_error"}
+
+
+def test_two_files_and_another_format_and_raw_labels(tmp_path, label):
+    raw = np.zeros_like(label)
+    image = sitk.GetImageFromArray(raw.T)
+    image.SetSpacing((1.0, 1.0, 2.0))
+    image.SetDirection(np.diag([-1.0, -1, 1]).ravel())
+    manifest = load_manifest("demo_ct")
+    value = next(values[0] for name, values in manifest.classes.items() if name == "liver")
+    raw[label == 1] = value
+    sitk.WriteImage(_like(image, raw), str(tmp_path / "ref.nrrd"))
+    write(tmp_path / "p.nii.gz", (label == 1).astype(np.uint8) * manifest.class_names.index("liver"))
+    pairs, alone = find_pairs(tmp_path / "p.nii.gz", tmp_path / "ref.nrrd")
+    assert not alone
+    done = measure_pairs(pairs, Measure(manifest.class_names, manifest="demo_ct", metrics=("dice",), tolerances_mm=()))
+    assert not done.left_out, done.left_out
+    assert done.rows.set_index("class").loc["liver", "value"] == 1
+    raw_too = write(tmp_path / "raw.nii.gz", raw)
+    done = measure_pairs(find_pairs(raw_too, tmp_path / "ref.nrrd")[0], Measure(manifest.class_names, "demo_ct", metrics=("dice",), raw_predictions=True))
+    assert done.rows.query("metric == 'dice'").set_index("class").loc["liver", "value"] == 1
+
+
+def _like(image, array):
+    made = sitk.GetImageFromArray(array.T)
+    made.CopyInformation(image)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("case_07_seg.nii.gz", "case_07"), ("amos_0001.nii.gz", "amos_0001"), ("p_0000.nii", "p"), ("x-label.nrrd", "x"), ("a.b.mha", "a.b")],
+)
+def test_case_ids_of_files(name, expected, tmp_path):
+    assert case_id(tmp_path / name) == expected
+
+
+def test_what_cannot_be_paired_is_one_line(tmp_path, label, folders):
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        find_pairs(tmp_path / "nowhere", tmp_path)
+    with pytest.raises(UserError, match="found a file and a folder"):
+        find_pairs(folders[0] / "a.nii.gz", folders[1])
+    with pytest.raises(UserError, match="no case id in both"):
+        find_pairs(write(tmp_path / "x" / "x.nii.gz", label).parent, folders[1])
+    write(folders[1] / "a.nii.gz", label)
+    with pytest.raises(UserError, match=r"found a.nii.gz and a_seg.nii.gz for the case a"):
+        find_pairs(*folders)
+    with pytest.raises(UserError, match=r"labels.json: no such file"):
+        class_names_of(folders[1], None)
+    with pytest.raises(UserError, match="metrics: found 'hd96'"):
+        measure_pairs([], Measure(NAMES, metrics=("hd96",)))
+    with pytest.raises(UserError, match="lesions: found pdac, expected classes: liver, spleen"):
+        measure_pairs([], Measure(NAMES, lesion_classes=("pdac",)))
+
+
+def test_a_csv_that_is_there_stays(tmp_path):
+    (tmp_path / "metrics.csv").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        write_rows(pd.DataFrame(), tmp_path / "metrics.csv")
+    assert (tmp_path / "metrics.csv").read_text() == "mine"

@@ -1,0 +1,220 @@
+"""Many scans through a run: formats, what is skipped, what fails, ensembles, clean-up, maps, and memory that does not suffice."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from homelib.config import override
+from homelib.data.demo import phantom_cases
+from homelib.data.manifest import Case, as_yaml, load_manifest
+from homelib.data.prepare import prepare, read_array
+from homelib.errors import UserError
+from homelib.run import predict as predict_module
+from homelib.run.checkpoint import build_network, save_weights
+from homelib.run.inputs import find_inputs, find_part, suffix_of
+from homelib.run.pairs import class_names_of
+from homelib.run.predict import keep_largest_pieces, predict_label, predict_probabilities, to_native
+from homelib.run.predict_all import Ensemble, predict_all
+
+MANIFEST = load_manifest("demo_ct")
+
+
+def make_run(folder, settings, seed):
+    folder.mkdir(parents=True)
+    settings.save(folder / "settings.json")
+    torch.manual_seed(seed)
+    save_weights(build_network(settings), folder / "best.safetensors", settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(smoke):
+    return override(smoke, {"data.manifest": "demo_ct", "data.patch_voxels": (32, 32, 32), "prediction.window_batch": 4})
+
+
+@pytest.fixture(scope="module")
+def runs(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [make_run(folder / f"fold{seed}", settings, seed) for seed in range(2)]
+
+
+@pytest.fixture
+def scans(own_cache, tmp_path):
+    """The phantom as NIfTI, NRRD and MetaImage, one damaged file, and a note."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    source = phantom_cases()["phantom-a"].image
+    shutil.copy(source, folder / "a_0000.nii.gz")
+    data, affine = read_array(source)
+    image = sitk.GetImageFromArray(data.T.astype(np.int16))
+    image.SetSpacing(np.linalg.norm(affine[:3, :3], axis=0).tolist())
+    image.SetOrigin((np.diag([-1, -1, 1]) @ affine[:3, 3]).tolist())
+    image.SetDirection((np.diag([-1, -1, 1]) @ affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).ravel().tolist())
+    for name in ("b.nrrd", "c.mha"):
+        sitk.WriteImage(image, str(folder / name))
+    (folder / "damaged.nii.gz").write_bytes(b"nothing")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_every_format_comes_back_in_its_own_at_its_place_and_a_bad_scan_stops_nothing(runs, scans, tmp_path, settings):
+    said = []
+    cases = find_inputs([scans], MANIFEST)
+    assert [case.id for case in cases] == ["a", "b", "c", "damaged"]
+    done = predict_all(cases, Ensemble.of(runs[:1]), tmp_path / "out", progress=False, say=said.append)
+    assert [result.state for result in done] == ["predicted"] * 3 + ["failed"]
+    assert done[3].message.startswith(f"{scans / 'damaged.nii.gz'}: cannot be read")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "b.nrrd", "c.mha", "labels.json", ".predicted.json"}
+    assert json.loads((tmp_path / "out" / "labels.json").read_text())["3"] == MANIFEST.class_names[3]
+    first, place = read_array(tmp_path / "out" / "a.nii.gz")
+    assert first.dtype == np.uint8
+    assert done[0].voxels == {name: int((first == index).sum()) for index, name in enumerate(MANIFEST.class_names) if index}
+    for name in ("b.nrrd", "c.mha"):
+        label, affine = read_array(tmp_path / "out" / name)
+        np.testing.assert_allclose(affine, read_array(scans / name)[1], atol=1e-3)
+        np.testing.assert_allclose(affine, place, atol=1e-3)
+        assert label.dtype == np.uint8
+        assert (label != first).mean() < 1e-3  # the same scan, its intensities rounded
+    assert len([line for line in said if "memory beyond the network" in line]) == 3
+
+
+def test_the_labels_are_those_of_python_and_a_rerun_does_what_is_missing(runs, scans, tmp_path, settings):
+    cases = find_inputs([scans / "a_0000.nii.gz", scans / "c.mha"], MANIFEST)
+    ensemble, out = Ensemble.of(runs[:1]), tmp_path / "out"
+    predict_all(cases, ensemble, out, progress=False)
+    case = prepare(cases[0], spacing_mm=settings.data.spacing_mm, cache=tmp_path / "cache")
+    expected = to_native(predict_probabilities(ensemble.networks[0], case, settings), case)
+    assert (read_array(out / "a.nii.gz")[0] == expected).all()
+    (out / "c.mha").unlink()
+    before = (out / "a.nii.gz").stat().st_mtime_ns
+    assert [result.state for result in predict_all(cases, ensemble, out, progress=False)] == ["unchanged", "predicted"]
+    assert (out / "a.nii.gz").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"holds predictions of another run or of other settings \(prediction\)"):
+        predict_all(cases, ensemble.with_prediction(mirror=True), out)
+    with pytest.raises(UserError, match="weights"):
+        predict_all(cases, Ensemble.of(runs[1:]), out)
+
+
+def test_a_users_own_file_in_the_folder_stays(runs, scans, tmp_path):
+    (tmp_path / "a.nii.gz").write_text("mine")
+    done = predict_all(find_inputs([scans / "a_0000.nii.gz"], MANIFEST), Ensemble.of(runs[:1]), tmp_path, progress=False)
+    assert "exists already" in done[0].message
+    assert (tmp_path / "a.nii.gz").read_text() == "mine"
+
+
+def test_an_ensemble_is_the_mean_of_its_logits_and_a_folder_of_folds_is_one(runs, prepared, settings, tmp_path):
+    both = Ensemble.of([runs[0].parent])
+    assert len(both.networks) == 2
+    assert both.fingerprint == Ensemble.of(runs).fingerprint != Ensemble.of(runs[:1]).fingerprint
+    found = predict_label(both.networks, prepared, settings)
+    mean = predict_probabilities(lambda x: sum(network(x) for network in both.networks) / 2, prepared, settings)
+    assert (found != to_native(mean, prepared)).mean() < 1e-4
+    other = make_run(tmp_path / "other", override(settings, {"data.spacing_mm": (9.0, 9.0, 9.0)}), 0)
+    with pytest.raises(UserError, match="data.spacing_mm: found"):
+        Ensemble.of([runs[0], other])
+
+
+def test_probability_maps_agree_with_the_labels(runs, scans, tmp_path):
+    predict_all(find_inputs([scans / "a_0000.nii.gz"], MANIFEST), Ensemble.of(runs[:1]), tmp_path / "out", probabilities=True, progress=False)
+    label = read_array(tmp_path / "out" / "a.nii.gz")[0]
+    maps = {name: nib.load(tmp_path / "out" / f"a_{name}_probability.nii.gz") for name in MANIFEST.class_names[1:]}
+    assert all(volume.get_data_dtype() == np.uint8 for volume in maps.values())
+    values = np.stack([volume.get_fdata() for volume in maps.values()])
+    assert values.min() >= 0
+    assert values.sum(0).max() <= 1 + 8 / 255
+    inside = label > 0
+    best = np.take_along_axis(values, (label.astype(int) - 1).clip(0)[None], 0)[0]
+    assert inside.any()
+    assert (best[inside] >= values.max(0)[inside] - 1 / 255).all()
+    assert not list((tmp_path / "out").glob(".maps*"))
+
+
+def test_only_the_largest_piece_of_a_class_is_kept_where_asked(runs, prepared, settings):
+    label = np.zeros((9, 9, 9), np.uint8)
+    label[1:4, 1:4, 1:4], label[4, 4, 4], label[7, 7, 7], label[0, 8, 0], label[0, 8, 8] = 1, 1, 1, 2, 2
+    kept = keep_largest_pieces(label.copy(), [1])
+    assert (kept != label).nonzero() == ([7], [7], [7]) or np.argwhere(kept != label).tolist() == [[7, 7, 7]]  # (4, 4, 4) touches by a corner
+    with pytest.raises(UserError, match="prediction.one_piece: found 'livr', expected some of bone"):
+        predict_label(Ensemble.of(runs[:1]).networks, prepared, override(settings, {"prediction.one_piece": ("livr",)}))
+
+
+def test_out_of_memory_halves_the_windows_then_sums_elsewhere_and_says_so(prepared, settings, monkeypatch):
+    seen, said, counted = [], [], []
+
+    def network(x):
+        seen.append(len(x))
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros(len(x), 9, *x.shape[2:])
+
+    small = override(settings, {"data.patch_voxels": (16, 16, 16)})
+    label = predict_label([network], prepared, small, say=said.append, on_window=counted.append)
+    assert not label.any()
+    assert seen[:3] == [4, 2, 1]
+    assert [line.split("once more with ")[1].split(" windows")[0] for line in said] == ["2", "1"]
+    assert sum(counted) == predict_module.windows_of(prepared, small).count
+    assert predict_module._attempts(2, torch.device("cuda")) == [(2, torch.device("cuda")), (1, torch.device("cuda")), (1, torch.device("cpu"))]
+
+    def never(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match="not enough memory on cpu for one window of 16x16x16 voxels"):
+        predict_label([never], prepared, small)
+
+
+def test_memory_beyond_the_stated_buffer_does_not_depend_on_the_classes(prepared, settings):
+    few, many = (predict_module.memory_estimate(prepared, override(settings, {"model.out_channels": classes})) for classes in (3, 26))
+    assert few["labels"] == many["labels"]
+    assert many["buffer"] / few["buffer"] == pytest.approx(27 / 4)
+
+
+def test_folders_of_slices_and_what_is_no_scan(tmp_path, scans):
+    slices = tmp_path / "series" / "patient-1"
+    slices.mkdir(parents=True)
+    (slices / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    assert [case.id for case in find_inputs([tmp_path / "series"], MANIFEST)] == ["patient-1"]
+    assert [case.image for case in find_inputs([slices], MANIFEST)] == [slices]
+    assert suffix_of(slices) == ".nii.gz"
+    (tmp_path / "x.mhd").write_text("")
+    assert suffix_of(tmp_path / "x.mhd") == ".mha"
+    for paths, told in (([tmp_path / "none"], "no such file"), ([scans / ".."], "no scan there")):
+        (tmp_path / "x.mhd").unlink(missing_ok=True)
+        with pytest.raises(UserError, match=told):
+            find_inputs(paths, MANIFEST)
+    with pytest.raises(UserError, match="found the same name as"):
+        find_inputs([scans / "a_0000.nii.gz", shutil.copy(scans / "a_0000.nii.gz", tmp_path / "a.nii.gz")], MANIFEST)
+    with pytest.raises(UserError, match="no intensity window for MRI"):
+        find_inputs([scans], MANIFEST, modality="MRI")
+
+
+def test_a_part_of_a_data_set_is_that_of_its_split(tmp_path):
+    text = as_yaml(load_manifest("demo_ct").model_copy(update={"name": "mine", "cases": (), "packages": {}, "layouts": ()}))
+    layouts = 'layouts: [{name: a, image: "tr/{case}.nii.gz", part: train}, {name: b, image: "ts/{case}.nii.gz", part: test}]'
+    (tmp_path / "mine.yaml").write_text(f"{text}{layouts}\n")
+    for name in ("tr/1.nii.gz", "ts/2.nii.gz", "ts/3.nii.gz"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    manifest = load_manifest(tmp_path / "mine.yaml")
+    assert [case.id for case in find_part(manifest, tmp_path / "data", "test")] == ["2", "3"]
+    assert len(find_part(manifest, tmp_path / "data", "all")) == 3
+    with pytest.raises(UserError, match="--part: found 'tset', expected one of test, train or all"):
+        find_part(manifest, tmp_path / "data", "tset")
+
+
+def test_a_single_file_has_its_label_map_beside_and_is_measured_by_it(runs, scans, tmp_path):
+    (done,) = predict_all(find_inputs([scans / "c.mha"], MANIFEST), Ensemble.of(runs[:1]), tmp_path / "x_seg.nii.gz", progress=False)
+    assert json.loads((tmp_path / "x_seg.labels.json").read_text())["0"] == "background"
+    assert class_names_of(done.path, None) == MANIFEST.class_names
+
+
+def test_a_place_that_cannot_be_is_one_line(runs, tmp_path):
+    cases = [Case(name, tmp_path / name, None, "CT", "UNSTATED", "demo_ct") for name in "ab"]
+    with pytest.raises(UserError, match=r"found the file 'x.nii.gz' for 2 scans, expected a folder"):
+        predict_all(cases, Ensemble.of(runs[:1]), tmp_path / "x.nii.gz")
+    with pytest.raises(UserError, match="no settings.json there"):
+        Ensemble.of([tmp_path / "nowhere"])

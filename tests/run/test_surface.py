@@ -1,0 +1,117 @@
+"""Surface distances against MONAI on whole volumes, DeepMind's package where it is installed, brute force, and by hand."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
+
+from homelib.run import surface
+from homelib.run.evaluate import evaluate
+from homelib.run.nearest import nearest_mm
+
+SPACINGS = [(1.0, 1.0, 1.0), (0.8, 0.8, 3.0), (0.7, 2.0, 5.0)]
+
+
+def blobs(seed, shape=(20, 24, 16)):
+    noise = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2)
+    return noise > np.quantile(noise, 0.8)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_nearest_mark_is_that_of_a_distance_transform(seed):
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(1, 15, 3)
+    marked = rng.random(shape) > rng.choice([0.5, 0.95, 0.995])
+    marked.flat[rng.integers(marked.size)] = True
+    spacing_mm = tuple(rng.uniform(0.3, 5, 3))
+    found = nearest_mm(marked, np.argwhere(np.ones(shape)), spacing_mm).reshape(shape)
+    np.testing.assert_allclose(found, distance_transform_edt(~marked, sampling=spacing_mm), rtol=1e-6)
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_surface_voxels_agree_with_monai_and_with_brute_force(seed, spacing_mm):
+    P, R = blobs(seed), blobs(seed + 10)
+    distances = surface.voxel_distances(P, R, spacing_mm)
+    masks = [torch.from_numpy(mask)[None, None] for mask in (P, R)]
+    monai = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing_mm)).item()
+    assert surface.hausdorff95_voxels(distances) == pytest.approx(monai, abs=1e-3)
+    points = [np.argwhere(mask & ~binary_erosion(mask)) * spacing_mm for mask in (P, R)]
+    apart = np.linalg.norm(points[0][:, None] - points[1][None], axis=-1)
+    np.testing.assert_allclose(distances.from_predicted, apart.min(1), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(distances.from_reference, apart.min(0), rtol=1e-6, atol=1e-9)
+    assert surface.hausdorff95_pooled(distances) == pytest.approx(np.percentile([*apart.min(1), *apart.min(0)], 95))
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS, ids=str)
+@pytest.mark.parametrize("tolerance_mm", [1.0, 2.4])
+def test_the_share_within_a_tolerance_agrees_with_monais_subvoxel_surface_dice(spacing_mm, tolerance_mm):
+    P, R = blobs(1), blobs(11)
+    masks = [torch.from_numpy(mask)[None, None] for mask in (P, R)]
+    monai = compute_surface_dice(*masks, [tolerance_mm], include_background=True, spacing=list(spacing_mm), use_subvoxels=True).item()
+    assert surface.within(surface.surfel_distances(P, R, spacing_mm), tolerance_mm) == pytest.approx(monai, abs=1e-3)
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_surfels_agree_with_deepminds_surface_distance(seed, spacing_mm):
+    try:
+        deepmind = importlib.import_module("surface_distance")
+    except ImportError as error:
+        pytest.skip(f"{error}: pip install surface-distance (it is in the extra dev)")
+    P, R = blobs(seed), blobs(seed + 10)
+    theirs, ours = deepmind.compute_surface_distances(R, P, spacing_mm), surface.surfel_distances(P, R, spacing_mm)
+    assert surface.hausdorff95(ours) == pytest.approx(deepmind.compute_robust_hausdorff(theirs, 95), abs=1e-3)
+    assert surface.within(ours, 2.0) == pytest.approx(deepmind.compute_surface_dice_at_tolerance(theirs, 2.0), abs=1e-3)
+    from_reference, from_predicted = deepmind.compute_average_surface_distance(theirs)  # theirs are two; ours is their mean by area
+    areas = theirs["surfel_areas_gt"].sum(), theirs["surfel_areas_pred"].sum()
+    assert surface.average(ours) == pytest.approx(np.average([from_reference, from_predicted], weights=areas), abs=1e-3)
+
+
+def test_two_plates_by_hand():
+    """Plates of one voxel layer, 4 layers of 3 mm apart, as wide as the volume: every surfel of the faces is 12 mm from the other plate, less its thickness."""
+    P, R = np.zeros((2, 16, 12, 12), bool)
+    P[3], R[7] = True, True
+    distances = surface.surfel_distances(P, R, (3.0, 1.0, 1.0))
+    assert set(np.round(distances.from_predicted, 6)) == {9.0, 12.0}
+    assert surface.within(distances, 8.9) == 0
+    assert surface.within(distances, 12.0) == 1  # a surface exactly at the tolerance is within it
+    # faces of 144 mm2, half of it at the border's edges cut off by marching cubes: near halves of both are 9 mm away
+    assert surface.average(distances) == pytest.approx(10.5, abs=0.1)
+
+
+def test_a_large_face_weighs_more_than_a_fine_one():
+    """A voxel's faces are 9 and 1 mm2 here: area counts, not the number of surfels."""
+    mask = np.zeros((9, 9, 9), bool)
+    mask[3:6, 3:6, 3:6] = True
+    areas = surface.surfel_distances(mask, mask, (1.0, 3.0, 3.0)).predicted_areas
+    assert areas.max() == pytest.approx(9, rel=0.01)  # a flat surfel of the face that D is normal to
+    assert areas.min() < 4
+
+
+EDGE_CASES = {  # predicted, reference: what dice, hd95, asd and nsd_1mm must be; D is the diagonal
+    "empty prediction": ([], [(5, 5, 5)], (0, "D", "D", 0)),
+    "empty reference": ([(5, 5, 5)], [], (0, "D", "D", 0)),
+    "both empty": ([], [], (np.nan, np.nan, np.nan, np.nan)),
+    "one voxel, the same": ([(5, 5, 5)], [(5, 5, 5)], (1, 0, 0, 1)),
+    "one voxel, 2 steps of 3 mm apart": ([(5, 5, 5)], [(5, 5, 7)], (0, 6, 4.5, 0)),
+    "touching the border, the same": ([(0, 0, 0)], [(0, 0, 0)], (1, 0, 0, 1)),
+    "touching opposite borders": ([(0, 5, 5)], [(11, 5, 5)], (0, 8.8, 8.4, 0)),
+}
+
+
+@pytest.mark.parametrize("name", EDGE_CASES)
+def test_edge_cases_at_anisotropic_spacing(name):
+    predicted, reference, expected = EDGE_CASES[name]
+    spacing_mm, volumes = (0.8, 0.8, 3.0), np.zeros((2, 12, 12, 12), np.uint8)
+    for volume, voxels in zip(volumes, (predicted, reference), strict=True):
+        for voxel in voxels:
+            volume[voxel] = 1
+    diagonal = float(np.linalg.norm(np.array(spacing_mm) * 12))
+    table = evaluate(*volumes, spacing_mm=spacing_mm, class_names=("background", "x"), case="c", method="m", label_origin="REF",
+                     metrics=("dice", "hd95", "asd", "nsd_1mm"))  # fmt: skip
+    for found, value in zip(table["value"], expected, strict=True):
+        assert found == pytest.approx(diagonal if value == "D" else value, abs=1e-6, nan_ok=True)
