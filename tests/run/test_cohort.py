@@ -70,7 +70,7 @@ def test_all_folds_are_trained_and_collected(ct_set, brief, tmp_path):
     settings = override(brief, {"training.steps": 2})
     said = []
     found = train_folds(settings, [ct_set.set], tmp_path, say=said.append)
-    assert len(said) == 2
+    assert [line.endswith("done, 2 steps") for line in said] == [False, True] * 2
     assert sorted(found["case"].unique()) == [f"own_ct-{number}" for number in range(4)]
     assert found.groupby("case")["fold"].nunique().tolist() == [1] * 4
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "folds.csv"), found)
