@@ -252,7 +252,7 @@ def laptop() -> Settings:
         model=ModelConfig(out_channels=9, depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), hidden_channels=96, group_size=(512, 256, 128, 64)),
         data=DataConfig(spacing_mm=(5.0, 5.0, 5.0), patch_voxels=(64, 48, 32)),
         training=TrainingConfig(
-            steps=700,
+            steps=850,
             batch_size=2,
             learning_rate=1e-2,
             weight_decay=1e-2,
