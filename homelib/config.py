@@ -262,6 +262,7 @@ def laptop() -> Settings:
             batch_dice=True,
             augment=augment,
         ),
+        prediction=PredictionConfig(one_piece=("liver", "spleen")),
     )
 
 

@@ -87,7 +87,9 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
     told |= {f"data.{part}_cases": tuple(ids) for part, ids in parts.items()} | {"data.spacing_mm": spacings[0]}
     told |= {"data.patch_voxels": first.patch_voxels} if first.patch_voxels else {}
     complete = override(settings, told | {name: value for name, value in changes.items() if name.startswith("data.")})
-    complete = override(complete, {"model.out_channels": len(label_space(complete.data).class_names)} | changes)
+    names = label_space(complete.data).class_names
+    one_piece = tuple(name for name in settings.prediction.one_piece if name in names)  # a preset may name classes that this data has not
+    complete = override(complete, {"model.out_channels": len(names), "prediction.one_piece": one_piece} | changes)
     if first.epochs and "training.steps" not in changes:
         complete = override(complete, {"training.steps": first.epochs * -(-len(parts["train"]) // complete.training.patches_a_step)})
     return Cohort(complete, *(tuple(opened[name] for name in parts[part]) for part in ("train", "validation")))

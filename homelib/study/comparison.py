@@ -12,7 +12,7 @@ from ..data.prepare import PreparedCase, read_label, read_oriented
 from ..run.checkpoint import trained_network
 from ..run.evaluate import evaluate
 from ..run.folder import Run, written_whole
-from ..run.predict import predict_probabilities, save_label, to_native
+from ..run.predict import predict_label, save_label, to_native
 from .baselines import ThresholdAndPosition, all_background, untrained
 
 BASELINES = ("untrained network", "all background", "HU threshold and position")
@@ -31,12 +31,12 @@ def measure(run: Run, demo: DemoData) -> pd.DataFrame:
     rule = ThresholdAndPosition.fit(train, settings.model.out_channels)
     tables = []
     for role, case in (("train", train), ("test", test)):
-        methods = {settings.network: lambda case: predict_probabilities(network, case, settings)}
+        methods = {settings.network: lambda case: predict_label([network], case, settings)}
         if role == "test":
             methods |= {
-                "untrained network": lambda case: untrained(case, settings),
-                "all background": lambda case: all_background(case, settings),
-                "HU threshold and position": rule,
+                "untrained network": lambda case: to_native(untrained(case, settings), case),
+                "all background": lambda case: to_native(all_background(case, settings), case),
+                "HU threshold and position": lambda case: to_native(rule(case), case),
             }
         tables.append(_measure(run, role, case, methods))
     metrics = pd.concat(tables, ignore_index=True)
@@ -73,7 +73,7 @@ def _measure(run: Run, role: str, case: PreparedCase, methods: dict) -> pd.DataF
     spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
     tables = []
     for method, predict in methods.items():
-        label = to_native(predict(case), case)
+        label = predict(case)
         save_label(label, case, run.predictions / f"{case.case.id}_{method.replace(' ', '-')}.nii.gz")
         metrics = ("dice",) if method in BASELINES else ("dice", "hd95")
         table = evaluate(

@@ -62,12 +62,12 @@ def show_slice(
 
 
 def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], classes: int, alpha: float = 0.55) -> None:
-    """Class colours over a slice; the background is left clear."""
+    """Class colours over a slice; the background, and what is no class (voxels that the loss does not look at), is left clear."""
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(label, plane, index)
     colours = ListedColormap(class_colours(classes))
     ax.imshow(
-        np.ma.masked_equal(picture, 0),
+        np.ma.masked_where((picture == 0) | (picture >= classes), picture),
         aspect=up / across,
         cmap=colours,
         norm=BoundaryNorm(np.arange(classes + 1) - 0.5, classes),

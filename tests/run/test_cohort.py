@@ -66,6 +66,13 @@ def test_folds_where_there_are_none_and_cases_not_prepared_are_named(ct_set, mri
         cohort(brief, [ct_set.set, ct_set.set], fold=0)
 
 
+def test_classes_of_one_piece_are_those_that_the_data_has(ct_set, brief):
+    preset = override(brief, {"prediction.one_piece": ("liver", "pancreas")})
+    assert cohort(preset, [ct_set.set], fold=0).settings.prediction.one_piece == ("liver",)
+    asked = cohort(preset, [ct_set.set], fold=0, changes={"prediction.one_piece": ("spleen",)})
+    assert asked.settings.prediction.one_piece == ("spleen",)
+
+
 def test_all_folds_are_trained_and_collected(ct_set, brief, tmp_path):
     settings = override(brief, {"training.steps": 2})
     said = []

@@ -400,3 +400,13 @@ def test_thirty_classes_have_thirty_colours_and_few_keep_theirs():
 def test_the_story_of_one_expert_shows_that_one(image, label):
     figure = plots.story(image, label, label, np.ones((1, *label.shape)), spacing_mm=SPACING_MM, limits=(-175, 250), class_names=NAMES, title="")
     assert [ax.get_title() for ax in figure.axes[:4]] == ["scan", "reference", "prediction", "weight of expert 0"]
+
+
+def test_what_is_no_class_has_no_colour():
+    label = np.zeros((4, 4, 4), np.uint8)
+    label[0], label[1] = 1, 255
+    figure, ax = plt.subplots()
+    plots.show_label(ax, label, "axial", 0, spacing_mm=(1, 1, 1), classes=3)
+    shown = ax.images[0].get_array()
+    assert (~np.ma.getmaskarray(shown)).sum() == 4
+    assert set(shown.compressed()) == {1}
