@@ -93,7 +93,7 @@ def _worker(pipe: Connection, function: Callable) -> None:
     """Items in, results out, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that started them answers it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionError):  # the other end is closed, or its process was killed
         while True:
             pipe.send(_try(function, pipe.recv()))
 
