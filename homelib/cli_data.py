@@ -1,0 +1,197 @@
+"""`home data`: what is known of data sets, and from a downloaded folder to prepared cases."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="Data sets: what is known of them, and the demo data.")
+console = Console(soft_wrap=True)
+
+
+@app.command("list")
+def data_list() -> None:
+    """The data sets with a manifest: name, modality, cases, how they are had, title."""
+    from .data.manifest import list_manifests, load_manifest
+
+    for name in list_manifests():
+        manifest = load_manifest(name)
+        cases = manifest.expected_cases or len(manifest.cases)
+        console.print(f"{name:21} {'+'.join(manifest.modalities):6} {cases:5} cases  {manifest.access:12}  {manifest.title}", highlight=False)
+
+
+@app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
+    root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
+    csv: Annotated[Path | None, typer.Option(help="write the findings to this file too")] = None,
+    fix: Annotated[Path | None, typer.Option(help="write a repaired copy to this folder, new or empty")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
+    again: Annotated[bool, typer.Option("--again", help="read unchanged cases again too")] = False,
+    show: Annotated[int, typer.Option(min=0, help="findings to print")] = 40,
+) -> None:
+    """Check every case of a data set: names and pairs, files, geometry, intensities, labels. Exit status 1 where there are errors."""
+    from .data.check import check
+    from .data.findings import count, table, write_findings
+    from .data.fix import fix as write_fixed
+    from .data.manifest import load_manifest
+
+    if csv is not None and csv.exists():
+        raise UserError(f"{csv}: exists already and is left as it is. Choose another --csv.")
+    manifest = load_manifest(name)
+    checked = check(manifest, root, workers=workers, again=again, progress=sys.stderr.isatty())
+    if checked.findings:
+        console.print(table(checked.findings[:show], root))
+    if len(checked.findings) > show:
+        console.print(f"... and {len(checked.findings) - show} more in the CSV.")
+    if csv is not None:
+        write_findings(checked.findings, csv)
+    console.print(f"{root}: {len(checked.cases)} cases, {count(checked.findings)}.", highlight=False, markup=False)
+    console.print(f"All findings: {csv or checked.folder / 'findings.csv'}. Cases: {checked.folder / 'cases.csv'}", highlight=False, markup=False)
+    if fix is not None:
+        repairs = write_fixed(checked, manifest, root, fix)
+        console.print(f"{fix}: {len(repairs)} files repaired, the others linked. Next: home data check {name} {fix}", highlight=False, markup=False)
+    if checked.errors:
+        raise typer.Exit(1)
+
+
+@app.command("cases")
+def data_cases(
+    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
+    root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
+) -> None:
+    """The cases in a folder: id, modality, part or fold, and what the last check said."""
+    from .data.findings import printable
+    from .data.manifest import load_manifest
+    from .data.overview import overview
+
+    seen = overview(load_manifest(name), root)
+    print("\n".join(f"{printable(case_id):30} {modality:4} {part or '-':10} {state}" for case_id, modality, part, state in seen.rows))
+    console.print(str(seen), highlight=False, markup=False)
+    if seen.why:
+        console.print(seen.why, highlight=False, markup=False)
+
+
+@app.command("import")
+def data_import(
+    root: Annotated[Path, typer.Argument(help="folder with images and labels, which is only read")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="manifest to write, its name will be the data set's: my_data.yaml")],
+    modality: Annotated[str | None, typer.Option(help="CT, MRI or US; needed where the files do not say")] = None,
+) -> None:
+    """Write a manifest for data of your own: nnU-Net, Medical Segmentation Decathlon, BIDS, one folder a case, or pairs of files."""
+    from .data.importing import import_folder
+
+    manifest = import_folder(root, out, modality=modality)
+    for line in manifest.unverified:
+        console.print(f"look at: {line}", highlight=False, markup=False)
+    told = f"{manifest.expected_cases} cases, {manifest.modality}; classes {', '.join(manifest.classes)}; images {', '.join(x.image for x in manifest.layouts)}"
+    console.print(f"{out}: {told}. Next: home data check {out} {root}", highlight=False, markup=False)
+
+
+@app.command("show")
+def data_show(name: str) -> None:
+    """One data set's manifest: classes, spacing, window, cases, source, licence, how to get it, what is unverified."""
+    from .data.manifest import as_yaml, load_manifest
+
+    console.print(as_yaml(load_manifest(name)), highlight=False, markup=False)
+
+
+@app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="demo, or a data set by name")],
+    url: Annotated[str | None, typer.Option(help="of an archive of the data set, as its page gives it")] = None,
+    sha256: Annotated[str | None, typer.Option(help="of that archive")] = None,
+    md5: Annotated[str | None, typer.Option(help="of that archive, where the page gives no sha256")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; default <cache>/sets/NAME")] = None,
+) -> None:
+    """Fetch data: `demo` is the real scans of the demo (82 MB, once). Of another data set its archives, or, where they are not known, the steps."""
+    from .data.demo import DEMO_MANIFESTS, fetch_demo
+    from .data.fetch import archive_of, fetch_archives, root_of, steps
+    from .data.manifest import load_manifest
+    from .paths import cache_dir
+
+    if name == "demo" or name in DEMO_MANIFESTS:
+        demo = fetch_demo()
+        console.print(demo.message, highlight=False, markup=False)
+        console.print(f"cache: {cache_dir()}", highlight=False)
+        if not demo.real:
+            raise typer.Exit(1)
+        return
+    manifest = load_manifest(name)
+    archives = [archive_of(url, sha256=sha256, md5=md5)] if url else manifest.archives
+    if manifest.cases:
+        console.print(f"{manifest.title}: its cases are generated when they are asked for; there is nothing to fetch.", highlight=False, markup=False)
+        return
+    if not archives:
+        console.print(steps(manifest), highlight=False, markup=False)
+        raise typer.Exit(1)
+    root = root_of(fetch_archives(archives, out or cache_dir() / "sets" / manifest.name))
+    console.print(f"{root}: unpacked ({manifest.licence}). Next: home data check {name} {root}", highlight=False, markup=False)
+
+
+@app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
+    root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
+    out: Annotated[Path | None, typer.Option(help="folder for the prepared cases; default <cache>/prepared/NAME and a mark of ROOT")] = None,
+    spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm, right-left, front-back, up; default the manifest's")] = None,
+    labels: Annotated[str, typer.Option(help="nearest; linear: each class as a mask; shares: how much of each class is in a voxel, too")] = "nearest",
+    intensity: Annotated[str, typer.Option(help="kept, or scaled (clipped to the window, half the space)")] = "kept",
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
+) -> None:
+    """Orient, resample and crop every case into files that patches are read from. Called again, it does only what is missing or has changed."""
+    from .data.check import unsound
+    from .data.cohort import TOLD, default_folder, open_all, prepare_all
+    from .data.layouts import find_cases
+    from .data.manifest import load_manifest
+    from .data.memory import residence
+    from .data.parallel import default_workers
+    from .data.prepare import preparation
+
+    manifest = load_manifest(name)
+    settings = preparation(spacing_mm=spacing, labels=labels, intensity=intensity)
+    found = find_cases(manifest, root)
+    folder = out or default_folder(manifest, root)
+    outcomes = prepare_all(found.cases, folder, settings, workers=workers or default_workers())
+    count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("prepared", "unchanged", "failed")}
+    console.print(f"{folder}: {', '.join(f'{n} {state}' for state, n in count.items())} ({TOLD}).", highlight=False, markup=False)
+    there = [case for case, outcome in zip(found.cases, outcomes, strict=True) if outcome.state != "failed"]
+    if told := unsound(manifest, root, found.cases):
+        console.print(f"{root}: {told}", highlight=False, markup=False)
+    if there:
+        console.print(f"For training here: {residence(open_all(there, folder))}", highlight=False, markup=False)
+    if errors := sum(finding.severity == "error" for finding in found.findings):
+        console.print(f"{root}: {errors} faults of names and pairs; home data check {name} {root} tells them.", highlight=False, markup=False)
+    if count["failed"] or not outcomes:
+        raise typer.Exit(1)
+
+
+@app.command("plan")
+def data_plan(
+    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
+    root: Annotated[Path, typer.Argument(help="folder of the data set, of which headers are read")],
+    memory: Annotated[float | None, typer.Option(help="GiB of the device to train on; default the GPU's here")] = None,
+    spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm to plan for; default the data's median")] = None,
+) -> None:
+    """Spacing, patch and batch for a data set and a memory, with their reasons, and the paper's beside."""
+    from rich.table import Table
+
+    from .data.layouts import find_cases
+    from .data.manifest import load_manifest
+    from .data.plan import device_memory_gib, grids_of, plan
+
+    manifest = load_manifest(name)
+    cases = find_cases(manifest, root).cases
+    grids, faults = grids_of(cases)
+    for fault in faults:
+        console.print(f"left out: {fault}", highlight=False, markup=False)
+    done = plan(manifest, grids, memory_gib=memory or device_memory_gib(), cases=len(cases), spacing_mm=spacing)
+    beside = "paper" if manifest.reference == manifest.name else "manifest"
+    table = Table("", "planned", beside, "reason", title=f"{manifest.name}: a plan for the paper's network")
+    for row in done.rows:
+        table.add_row(row.what, row.value, row.paper or "-", row.reason)
+    console.print(table, markup=False)

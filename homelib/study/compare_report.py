@@ -1,0 +1,101 @@
+"""What `home compare` says: methods beside each other on the same cases, with intervals, paired tests, a ranking, and how much of it is the seed."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..errors import UserError
+from ..run.metrics import metric_of
+from .comparison import BASELINES
+from .statistics import FEWEST, by_case, compare, intervals, ranking, seeds
+
+COLUMNS = {"case", "class", "metric", "value"}
+
+
+def gather(methods: list[str]) -> pd.DataFrame:
+    """Tidy rows of several `metrics.csv`, with columns method and seed.
+
+    Args:
+        methods: NAME=PATH, or PATH, whose method is then its folder's name. A path is a CSV or a folder with a metrics.csv. One name given
+            several times: runs of one method from several seeds. Of a run on the demo, the network's rows on the patient it never saw.
+
+    Raises:
+        UserError: no such file, columns missing, or a run without rows of its network.
+    """
+    parts, seen = [], Counter()
+    for told in methods:
+        name, path = _named(told)
+        rows = _read(path)
+        if "role" in rows:  # a run's own metrics.csv, with baselines beside the network and the training patient beside the test patient
+            rows = rows[(rows["role"] == "test") & ~rows["method"].isin(BASELINES)]
+        parts.append(rows.assign(method=name, seed=seen[name]))
+        seen[name] += 1
+    return pd.concat(parts, ignore_index=True)
+
+
+def _named(told: str) -> tuple[str, Path]:
+    name, equals, path = told.partition("=")
+    if equals and name and not Path(told).exists():
+        return name, Path(path)
+    path = Path(told)
+    return (path.parent if path.suffix == ".csv" else path).resolve().name, path
+
+
+def _read(path: Path) -> pd.DataFrame:
+    file = path / "metrics.csv" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; `home evaluate` writes it.")
+    try:
+        rows = pd.read_csv(file, dtype={"case": str})
+    except (ValueError, UnicodeDecodeError):
+        raise UserError(f"{file}: cannot be read as a CSV, expected what `home evaluate` writes.") from None
+    if missing := COLUMNS - set(rows):
+        raise UserError(f"{file}: no column {', '.join(sorted(missing))}, expected what `home evaluate` writes.")
+    if rows.empty:
+        raise UserError(f"{file}: no rows, expected one a case, class and metric.")
+    return rows
+
+
+def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, against: str | None = None) -> None:
+    """Intervals by class, ranking, paired tests, and seeds where a method has several.
+
+    Raises UserError: an unknown metric or method, methods that were measured on different cases.
+    """
+    if metric not in set(rows["metric"]):
+        raise UserError(f"--metric: found {metric!r}, expected one of {', '.join(sorted(set(rows['metric'])))}.")
+    about, cases = metric_of(metric), len(by_case(rows, metric))
+    better = {True: "higher is better", False: "lower is better", None: "a fact"}[about.higher_is_better]
+    found = intervals(rows, metric)
+    found["shown"] = [
+        f"{mean:.3f}" + ("" if np.isnan(low) else f" ({low:.3f} to {high:.3f})")
+        for mean, low, high in zip(found["mean"], found["low"], found["high"], strict=True)
+    ]
+    by_class = found.pivot_table(index="class", columns="method", values="shown", aggfunc="first", sort=False)
+    methods = list(dict.fromkeys(rows["method"]))
+    by_class = by_class[methods].reindex([*[name for name in by_class.index if name != "mean"], "mean"])
+    _print(by_class, f"{metric} [{about.unit}], {better}: mean over {cases} cases, with its 95 % interval (bootstrap over cases)", console)
+    if about.higher_is_better is not None and len(methods) > 1:
+        ranks = ranking(rows, metric).set_index("method")
+        _print(ranks, "ranking, and where it stands when the cases are drawn anew (first: how often best)", console)
+    if len(methods) > 1:
+        tests = compare(rows, metric, against=against)
+        tests.index = pd.Index(tests.pop("first") + " - " + tests.pop("second"), name="pair")
+        _print(tests, "paired differences: Wilcoxon's signed-rank test, Holm's correction", console)
+        if cases < FEWEST:
+            console.print(f"No p value: {cases} cases, and a two-sided test cannot reach 0.05 with fewer than {FEWEST}.", highlight=False)
+    if rows["seed"].nunique() > 1:
+        _print(seeds(rows, metric).set_index("method"), "seeds: seed_sd between the seeds' means, case_sd between the cases", console)
+
+
+def _print(table: pd.DataFrame, title: str, console: Console) -> None:
+    columns = (Column(str(name).replace("_", " "), overflow="fold") for name in (table.index.name, *table.columns))
+    shown = Table(*columns, title=escape(title), title_justify="left")
+    for name, row in zip(table.index, table.itertuples(index=False), strict=True):
+        cells = (("-" if np.isnan(v) else f"{v:.3g}") if isinstance(v, float) else str(v) for v in row)
+        shown.add_row(escape(str(name)).replace("_", " "), *cells, style="bold" if name == "mean" else "")
+    console.print(shown)
