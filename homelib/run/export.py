@@ -1,12 +1,13 @@
 """A run for others: a MONAI bundle, or a folder as model hubs have it; and why there is no ONNX.
 
-Both need this package to be installed: the network is in no other. They carry weights (safetensors, no code), settings, the data set's manifest and a
-model card with what was measured.
+Both need this package to be installed: the network is in no other. They carry weights (safetensors, no code), settings, the manifests of the data
+and a model card with what was measured.
 """
 
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,25 @@ from ..data.manifest import Manifest, as_yaml, load_manifest
 from ..errors import UserError
 from .checkpoint import build_network, load_weights, save_weights
 from .folder import Run
+from .mixture import label_space
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run was trained on, and the classes of its output by index."""
+
+    manifests: list[Manifest]
+    class_names: tuple[str, ...]
+
+    first = property(lambda self: self.manifests[0])
+    names = property(lambda self: " and ".join(manifest.name for manifest in self.manifests))
+    title = property(lambda self: " and ".join(manifest.title for manifest in self.manifests))
+    modality = property(lambda self: " and ".join(dict.fromkeys(manifest.modality for manifest in self.manifests)))
+    segments = property(lambda self: ", ".join(name.replace("_", " ") for name in self.class_names[1:]))
+
+    def write_manifests(self, folder: Path) -> None:
+        for manifest in self.manifests:
+            _text(folder / f"{manifest.name}.yaml", as_yaml(manifest))
 
 
 def export(run: Run, to: str, out: str | Path) -> Path:
@@ -39,31 +59,33 @@ def export(run: Run, to: str, out: str | Path) -> Path:
     out = Path(out)
     if out.exists():
         raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
-    manifest = load_manifest(run.settings.data.manifest)
-    settings = override(run.settings, {"data.manifest": manifest.name})
+    data = run.settings.data
+    manifests = [load_manifest(name) for name in (data.manifest, *data.also)]
+    settings = override(run.settings, {"data.manifest": manifests[0].name, "data.also": tuple(manifest.name for manifest in manifests[1:])})
+    about = About(manifests, label_space(data).class_names)
     network = load_weights(build_network(settings), run.weights_file)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         part = Path(folder) / "whole"
         part.mkdir()
-        FORMS[to](run, part, settings, manifest, lambda path: save_weights(network, path, settings))
+        FORMS[to](run, part, settings, about, lambda path: save_weights(network, path, settings))
         part.rename(out)
     return out
 
 
-def _hub(run: Run, folder: Path, settings: Settings, manifest: Manifest, save: Callable[[Path], None]) -> None:
+def _hub(run: Run, folder: Path, settings: Settings, about: About, save: Callable[[Path], None]) -> None:
     save(folder / "model.safetensors")
     settings.save(folder / "config.json")
-    _text(folder / f"{manifest.name}.yaml", as_yaml(manifest))
+    about.write_manifests(folder)
     load = "from homelib.run.packed import load, segment\nsegment(load('.'), 'scan.nii.gz', 'labels.nii.gz')"
-    _text(folder / "README.md", _front_matter(manifest) + model_card(run, settings, manifest, use=f"```python\n{load}\n```"))
+    _text(folder / "README.md", _front_matter(about) + model_card(run, settings, about, use=f"```python\n{load}\n```"))
 
 
-def _bundle(run: Run, folder: Path, settings: Settings, manifest: Manifest, save: Callable[[Path], None]) -> None:
+def _bundle(run: Run, folder: Path, settings: Settings, about: About, save: Callable[[Path], None]) -> None:
     save(folder / "models" / "model.safetensors")
     (folder / "configs").mkdir()
     settings.save(folder / "configs" / "settings.json")
-    _text(folder / "configs" / f"{manifest.name}.yaml", as_yaml(manifest))
+    about.write_manifests(folder / "configs")
     inference = {
         "bundle_root": ".",
         "image": "scan.nii.gz",
@@ -72,21 +94,22 @@ def _bundle(run: Run, folder: Path, settings: Settings, manifest: Manifest, save
         "run": [{"_target_": "homelib.run.packed.segment", "ensemble": "@network", "image": "@image", "output": "@output"}],
     }
     _text(folder / "configs" / "inference.json", json.dumps(inference, indent=1))
-    _text(folder / "configs" / "metadata.json", json.dumps(_metadata(settings, manifest), indent=1))
+    _text(folder / "configs" / "metadata.json", json.dumps(_metadata(settings, about), indent=1))
     command = "python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz --output labels.nii.gz"
-    _text(folder / "docs" / "README.md", model_card(run, settings, manifest, use=f"```\n{command}\n```"))
+    _text(folder / "docs" / "README.md", model_card(run, settings, about, use=f"```\n{command}\n```"))
 
 
 FORMS: dict[str, Callable] = {"bundle": _bundle, "hub": _hub}
 
 
-def _metadata(settings: Settings, manifest: Manifest) -> dict:
+def _metadata(settings: Settings, about: About) -> dict:
     """What MONAI's bundle format asks to be told."""
+    manifest = about.first
     low, high = manifest.intensity_range
     patch = list(settings.data.patch_voxels)
     image = {"type": "image", "format": "hounsfield" if manifest.modality == "CT" else "magnitude", "modality": manifest.modality, "num_channels": 1}
     image |= {"spatial_shape": patch, "dtype": "float32", "value_range": [low, high], "is_patch_data": True, "channel_def": {"0": "image"}}
-    classes = {str(index): name for index, name in enumerate(manifest.class_names)}
+    classes = {str(index): name for index, name in enumerate(about.class_names)}
     pred = {"type": "image", "format": "segmentation", "num_channels": len(classes), "spatial_shape": patch, "dtype": "float32"}
     pred |= {"value_range": [0, 1], "is_patch_data": True, "channel_def": classes}
     return {
@@ -96,41 +119,42 @@ def _metadata(settings: Settings, manifest: Manifest) -> dict:
         "pytorch_version": version("torch").split("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": {"homelib": __version__, "nibabel": version("nibabel")},
-        "name": f"{settings.network} on {manifest.name}",
+        "name": f"{settings.network} on {about.names}",
         "task": "segmentation",
-        "description": f"{settings.network} segments {', '.join(manifest.class_names[1:])} in {manifest.modality}.",
+        "description": f"{settings.network} segments {about.segments} in {about.modality}.",
         "authors": "",
         "copyright": "",
-        "data_source": manifest.source,
+        "data_source": " and ".join(manifest.source for manifest in about.manifests),
         "data_type": "nifti",
         "intended_use": "Research only.",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }
 
 
-def _front_matter(manifest: Manifest) -> str:
-    return f"---\nlibrary_name: homelib\nlicense: other\ntags: [image-segmentation, medical, 3d, {manifest.modality}]\n---\n\n"
+def _front_matter(about: About) -> str:
+    return f"---\nlibrary_name: homelib\nlicense: other\ntags: [image-segmentation, medical, 3d, {about.modality}]\n---\n\n"
 
 
-def model_card(run: Run, settings: Settings, manifest: Manifest, *, use: str) -> str:
+def model_card(run: Run, settings: Settings, about: About, *, use: str) -> str:
     """Markdown: what it segments, from which data, what was measured and on whom, its limits."""
-    spacing = "x".join(f"{mm:g}" for mm in settings.data.spacing_mm or manifest.spacing_mm)
+    spacing = "x".join(f"{mm:g}" for mm in settings.data.spacing_mm or about.first.spacing_mm)
+    origins = ", ".join(dict.fromkeys(manifest.label_origin for manifest in about.manifests))
     lines = [
-        f"# {settings.network} on {manifest.title}",
-        f"Segments {', '.join(name.replace('_', ' ') for name in manifest.class_names[1:])} in {manifest.modality}, on the scan's own grid.",
+        f"# {settings.network} on {about.title}",
+        f"Segments {about.segments} in {about.modality}, on the scan's own grid.",
         "## Use",
         "Needs the Python package homelib.",
         use,
         "## Data",
-        f"{manifest.title}: {manifest.source}. Licence: {manifest.licence}. {manifest.citation}",
+        *(f"{manifest.title}: {manifest.source}. Licence: {manifest.licence}. {manifest.citation}" for manifest in about.manifests),
         f"Trained on {_cases(settings.data.train_cases)}; {settings.training.steps} steps, seed {settings.training.seed}. "
-        f"Label origin: {manifest.label_origin}. Scans are resampled to {spacing} mm.",
+        f"Label origin: {origins}. Scans are resampled to {spacing} mm.",
         "## Measured",
         _measured(run),
         "## Limits",
         "For research, not for diagnosis. It knows the modality, field of view and structures of its training data and nothing else; elsewhere it is wrong "
         "without a warning. A scan in another unit or orientation than its header says gives nonsense.",
-        *(f"Unverified about the data: {line}" for line in manifest.unverified),
+        *(f"Unverified about the data: {line}" for manifest in about.manifests for line in manifest.unverified),
     ]
     return "\n\n".join(lines) + "\n"
 

@@ -29,9 +29,8 @@ def load(folder: str | Path) -> Ensemble:
     for settings_file, weights, manifest_folder in LAYOUTS:
         if (folder / settings_file).exists():
             settings = Settings.load(folder / settings_file)
-            manifest = folder / manifest_folder / f"{settings.data.manifest}.yaml"
-            if manifest.exists():
-                settings = override(settings, {"data.manifest": str(manifest.resolve())})
+            here = lambda name, place=folder / manifest_folder: str(path.resolve()) if (path := place / f"{name}.yaml").exists() else name  # noqa: E731
+            settings = override(settings, {"data.manifest": here(settings.data.manifest), "data.also": tuple(map(here, settings.data.also))})
             network = load_weights(build_network(settings), folder / weights).eval()
             device = "cuda" if settings.training.accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
             return Ensemble((network.to(device),), settings, "")

@@ -21,6 +21,7 @@ from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from .folder import written_whole
+from .mixture import label_space
 from .native import NativeLabels, to_native
 from .sliding import Network, Windows, finished_rows
 
@@ -77,7 +78,7 @@ def predict_label(
             how = {"device": device, "accumulate_on": where, "window_batch": window_batch, "on_window": count}
             for first_row, rows in _rows(networks, case, settings, windows, **how):
                 native.add(first_row, rows)
-            return keep_largest_pieces(native.label, _one_piece(case, settings))
+            return keep_largest_pieces(native.label, _one_piece(settings))
         except torch.OutOfMemoryError:
             pass  # what was held is freed when the exception is gone
         del native
@@ -148,8 +149,8 @@ def _rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, w
     return finished_rows(networks, case.image, windows, settings.prediction, prepare=prepare, beyond=beyond, **how)
 
 
-def _one_piece(case: PreparedCase, settings: Settings) -> list[int]:
-    names = load_manifest(case.case.manifest).class_names
+def _one_piece(settings: Settings) -> list[int]:
+    names = label_space(settings.data).class_names
     if unknown := [name for name in settings.prediction.one_piece if name not in names[1:]]:
         raise UserError(f"prediction.one_piece: found {unknown[0]!r}, expected some of {', '.join(names[1:])}.")
     return [names.index(name) for name in settings.prediction.one_piece]

@@ -15,13 +15,14 @@ import torch
 from tqdm import tqdm
 
 from ..config import Settings
-from ..data.manifest import Case, load_manifest
+from ..data.manifest import Case
 from ..data.prepare import PreparedCase, preparation, prepare_into, sha256_of
 from ..errors import UserError
 from ..paths import written_whole
 from .checkpoint import trained_network
 from .folder import Run
 from .inputs import suffix_of
+from .mixture import label_space
 from .outputs import SUFFIXES, ProbabilityMaps, write_label, write_label_map
 from .pairs import LABEL_MAP
 from .predict import memory_estimate, predict_label, windows_of
@@ -100,7 +101,7 @@ def predict_all(
         raise UserError(f"--out: found the file {out.name!r} for {len(cases)} scans, expected a folder.")
     if as_file and out.exists():
         raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
-    manifest = load_manifest(cases[0].manifest)
+    names = label_space(ensemble.settings.data).class_names
     folder = out.parent if as_file else out
     done = None if as_file else _Done.open(folder, ensemble, probabilities)
     bar = tqdm(total=0, unit="voxel", unit_scale=True, disable=not progress, file=sys.stderr, mininterval=1)
@@ -114,7 +115,7 @@ def predict_all(
         try:
             if path.exists():
                 raise UserError(f"{path}: exists already, of another scan or run, and is left as it is. Choose another --out.")
-            results.append(_one(case, ensemble, path, manifest.class_names, probabilities, bar, say))
+            results.append(_one(case, ensemble, path, names, probabilities, bar, say))
             if done is not None:
                 done.add(case)
         except UserError as error:
@@ -125,7 +126,7 @@ def predict_all(
             results.append(Predicted(case.id, "failed", None, f"{case.image}: no memory left. Crop the scan, or predict on a machine with more."))
     bar.close()
     if any(result.state == "predicted" for result in results):
-        write_label_map(manifest.class_names, path.with_name(f"{_stem(path)}.labels.json") if as_file else folder / LABEL_MAP)
+        write_label_map(names, path.with_name(f"{_stem(path)}.labels.json") if as_file else folder / LABEL_MAP)
     return results
 
 

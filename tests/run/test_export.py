@@ -19,6 +19,7 @@ from homelib.run.checkpoint import build_network, load_weights, save_weights
 from homelib.run.export import export
 from homelib.run.folder import Run
 from homelib.run.inputs import find_inputs
+from homelib.run.mixture import label_space
 from homelib.run.packed import load, segment
 from homelib.run.predict_all import Ensemble, predict_all
 
@@ -91,6 +92,29 @@ def test_the_bundle_tells_its_classes(run, tmp_path):
     outputs = told["network_data_format"]["outputs"]["pred"]
     assert outputs["channel_def"]["0"] == "background"
     assert outputs["num_channels"] == len(outputs["channel_def"]) == 9
+
+
+def test_of_several_data_sets_the_classes_are_those_of_the_union(smoke, phantoms, tmp_path):
+    """In what is predicted, in what is exported, and in what the export predicts."""
+    (tmp_path / "own.yaml").write_text(as_yaml(load_manifest("demo_mr_spine")).replace("name: demo_mr_spine", "name: own", 1))
+    changes = {"data.also": (str(tmp_path / "own.yaml"),), "training.class_balance": 0}
+    names = label_space(override(smoke, changes).data).class_names
+    assert len(names) > len(load_manifest("demo_ct").class_names)
+    settings = override(smoke, changes | {"model.out_channels": len(names), "prediction.one_piece": (names[-1],)})
+    both = Run(tmp_path / "run")
+    both.folder.mkdir()
+    settings.save(both.settings_file)
+    save_weights(build_network(settings), both.weights_file, settings)
+    cases = find_inputs([phantoms["phantom-a"].image], load_manifest("demo_ct"))
+    (done,) = predict_all(cases, Ensemble.of([both.folder]), tmp_path / "labels", progress=False)
+    assert set(done.voxels) == set(names[1:])
+    assert tuple(json.loads((tmp_path / "labels" / "labels.json").read_text()).values()) == names
+    folder = export(both, "hub", tmp_path / "hub")
+    card = (folder / "README.md").read_text()
+    assert all(name.replace("_", " ") in card for name in names[1:])
+    assert str(tmp_path) not in card + (folder / "config.json").read_text()
+    label, _ = read_array(segment(load(folder), phantoms["phantom-a"].image, tmp_path / "labels.nii.gz"))
+    assert (label == read_array(done.path)[0]).all()
 
 
 def test_what_cannot_be_is_one_line(run, tmp_path):
