@@ -137,12 +137,10 @@ def conv(*, channels: int, tokens: int, naive: bool, backward: bool, batch: int 
 
 
 def network(
-    *, which: str, size: int, backend: str = "auto", scan_of: str | None = None, channels_last: bool = False, width: int = 48, classes: int = 3,
-    device: str = "cpu", parts: bool = False,
+    *, which: str, size: int, backend: str = "auto", channels_last: bool = False, width: int = 48, classes: int = 3, device: str = "cpu",
+    dtype: str = "float32", parts: bool = False,
 ) -> Ready:  # fmt: skip
-    """A forward pass of a cube. `width`: channels of the first stage, 48 in the paper. `scan_of`: a peer whose scan takes the place of ours."""
-    if scan_of:
-        use_scan_of(scan_of)
+    """A forward pass of a cube. `width`: channels of the first stage, 48 in the paper. bfloat16 is by autocast."""
     model = build(which, backend=backend, width=width, classes=classes).to(device).eval()
     x = torch.randn(1, 1, size, size, size, device=device)
     if channels_last:
@@ -150,18 +148,12 @@ def network(
     seconds: dict[str, float] = {}
 
     def run():
-        with torch.no_grad(), timed_parts(seconds, device) if parts else _nothing():
+        half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16")
+        with torch.no_grad(), half, timed_parts(seconds, device) if parts else _nothing():
             model(x)
         return dict(seconds)
 
     return {"parameters": sum(p.numel() for p in model.parameters())}, run
-
-
-def use_scan_of(peer: str) -> None:
-    from homelib.network import mamba
-
-    function = peers.SCANS[peer]()
-    mamba.selective_scan = lambda u, delta, A, B, C, D, *, z, delta_bias, **_: function(u, delta, A, B, C, D, z, delta_bias)
 
 
 def step(
@@ -264,17 +256,28 @@ def measured(case: dict) -> dict:
         return asdict(found) | {"detail": found.detail | detail}
     in_turn, kind = case.pop("in_turn", {"": {}}), KINDS[case.pop("kind")]
     how = {name: case.pop(name) for name in ("runs", "warm_up") if name in case} | {"device": case.get("device", "cpu")}
-    ready = {name: kind(**case | differs) for name, differs in in_turn.items()}
+    ready, results = {}, {}
+    for name, differs in in_turn.items():
+        try:
+            ready[name] = kind(**case | differs)
+        except ImportError as error:  # a peer that is not there, beside others
+            if not name:
+                raise
+            results[name] = skipped(error)
     found = measure_in_turn({name: run for name, (_, run) in ready.items()}, **how)
-    results = {name: asdict(result) | {"detail": result.detail | ready[name][0]} for name, result in found.items()}
+    results |= {name: asdict(result) | {"detail": result.detail | ready[name][0]} for name, result in found.items()}
     return results.get("", results)
+
+
+def skipped(error: Exception) -> dict:
+    return {"skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
 
 def main() -> None:
     try:
         print(json.dumps(measured(json.loads(sys.argv[1]))))
     except (ImportError, torch.cuda.OutOfMemoryError) as error:
-        print(json.dumps({"skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"}))
+        print(json.dumps(skipped(error)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make bench`: scan, HoME and the whole network on a CPU, beside their peers, in about 13 minutes on two cores.
+"""`make bench`: scan, HoME and the whole network on a CPU, beside their peers, in under 10 minutes on two cores.
 
     python -m benchmarks.cpu [scan] [conv] [home] [network] [scaling]
 
@@ -19,29 +19,21 @@ CONV_WAYS = {"homelib": {"naive": False}, "naive Conv1d": {"naive": True}}
 
 
 def scan(threads: int) -> dict:
-    """Forward and backward at 32,768 tokens; forward alone at 262,144; what is too slow for that at 1,024."""
+    """Forward and backward at 32,768 tokens; forward alone there and at 262,144; what is too slow for that at 1,024."""
     rows = []
-    for peer, tokens, backward, runs in (
-        ("homelib numba", LENGTH, True, 5),
-        ("homelib blocked", LENGTH, True, 5),
-        ("mambapy pscan", LENGTH, True, 5),
-        ("homelib numba", LENGTH, False, 5),
-        ("homelib blocked", LENGTH, False, 5),
-        ("homelib reference", LENGTH, False, 5),
-        ("mambapy pscan", LENGTH, False, 5),
-        ("transformers sequential", LENGTH, False, 5),
-        ("mamba_ssm selective_scan_ref", LENGTH, False, 5),
-        ("homelib numba", SHORT, True, 5),
-        ("homelib reference", SHORT, True, 5),
-        ("transformers sequential", SHORT, True, 5),
-        ("mamba_ssm selective_scan_ref", SHORT, True, 5),
-        ("homelib numba", LONG, False, 5),
+    for scans, tokens, backward in (
+        (("homelib numba", "homelib blocked", "mambapy pscan"), LENGTH, True),
+        (("homelib numba", "homelib blocked", "homelib reference", "transformers sequential", "mamba_ssm selective_scan_ref"), LENGTH, False),
+        (("homelib numba", "homelib reference", "mamba_ssm selective_scan_ref"), SHORT, True),
+        (("homelib numba",), LONG, False),
     ):
-        done = in_process({"kind": "scan", "peer": peer, "backward": backward, "tokens": tokens, "runs": runs, **SCAN}, threads=threads)
-        what = f"{peer}, {tokens:,} tokens, forward{' and backward' if backward else ''}"
-        rows.append({"what": what, "peer": peer, "tokens": tokens, "backward": backward} | done)
-        if "seconds" in done:
-            rows[-1]["updates/s/core"] = SCAN["batch"] * SCAN["channels"] * SCAN["state"] * tokens / done["seconds"] / threads
+        case = {"kind": "scan", "backward": backward, "tokens": tokens, "in_turn": {peer: {"peer": peer} for peer in scans}, **SCAN}
+        done = in_process(case, threads=threads)
+        for peer in scans:
+            what = f"{peer}, {tokens:,} tokens, forward{' and backward' if backward else ''}"
+            rows.append({"what": what, "peer": peer, "tokens": tokens, "backward": backward} | done.get(peer, done))
+            if "seconds" in rows[-1]:
+                rows[-1]["updates/s/core"] = SCAN["batch"] * SCAN["channels"] * SCAN["state"] * tokens / rows[-1]["seconds"] / threads
     ratios(rows, "homelib numba", ("tokens", "backward"))
     table("Selective scan, D=96, N=16, float32", rows, ["what", "seconds", "peak_mib", "updates/s/core", "times slower", "times memory"])
     return {"scan": rows}
@@ -78,31 +70,26 @@ def conv(threads: int) -> dict:
 
 
 def network(threads: int) -> dict:
-    """Forward passes at 64^3: ours with the compiled scan, with the sequential one, and MONAI's networks."""
+    """Forward passes at 64^3, in float32 and by autocast in bfloat16: ours with the compiled scan, with the sequential one, and MONAI's networks."""
+    ours, monais = {"which": "MambaHoME", "parts": True}, ("SwinUNETR (48)", "SegResNet (32)", "DynUNet (32)")
+    last, sequential = {"channels_last": True}, {"channels_last": True, "backend": "reference"}
+    half = {"dtype": "bfloat16"}
     rows = []
-    for name, case in {
-        "MambaHoME": {"which": "MambaHoME", "channels_last": True, "parts": True},
-        "MambaHoME, not channels_last": {"which": "MambaHoME", "parts": True},
-        "MambaHoME, sequential scan": {"which": "MambaHoME", "channels_last": True, "backend": "reference", "parts": True},
-        "MambaHoME, scan of mamba_ssm selective_scan_ref": {
-            "which": "MambaHoME",
-            "channels_last": True,
-            "scan_of": "mamba_ssm selective_scan_ref",
-            "parts": True,
-        },
-        "MambaHoME, scan of transformers, sequential": {"which": "MambaHoME", "channels_last": True, "scan_of": "transformers sequential", "parts": True},
-        "SegMamba": {"which": "SegMamba", "channels_last": True, "parts": True},
-        "SwinUNETR (48)": {"which": "SwinUNETR (48)"},
-        "SegResNet (32)": {"which": "SegResNet (32)"},
-        "DynUNet (32)": {"which": "DynUNet (32)"},
-    }.items():
-        done = in_process({"kind": "network", "size": 64, **case}, threads=threads)
-        rows.append({"what": name, "peer": name} | done)
-        if "detail" in done:
-            rows[-1] |= {"M parameters": done["detail"].pop("parameters") / 1e6, **done["detail"]}
-    ratios(rows, "MambaHoME", ())
+    for group in (
+        {"MambaHoME": ours | last, "MambaHoME, not channels_last": ours},
+        {"MambaHoME, sequential scan": ours | sequential},
+        {"MambaHoME": ours | last | half, "MambaHoME, sequential scan": ours | sequential | half},
+        {"SegMamba": ours | last | {"which": "SegMamba"}} | {name: {"which": name, "channels_last": True} for name in monais},
+        {name: {"which": name, "channels_last": True} | half for name in monais},
+    ):
+        done = in_process({"kind": "network", "size": 64, "in_turn": group}, threads=threads)
+        for name, case in group.items():
+            rows.append({"what": name, "peer": name, "type": case.get("dtype", "float32")} | done.get(name, done))
+            if "detail" in rows[-1]:
+                rows[-1] |= {"M parameters": rows[-1]["detail"].pop("parameters") / 1e6, **rows[-1]["detail"]}
+    ratios(rows, "MambaHoME", ("type",))
     parts = ["scan", "HoME", "convolutions", "instance norm", "rest"]
-    table("Forward pass of 64^3, paper configuration, float32", rows, ["what", "M parameters", "seconds", "peak_mib", "times slower", *parts])
+    table("Forward pass of 64^3, paper configuration", rows, ["what", "type", "M parameters", "seconds", "peak_mib", "times slower", *parts])
     return {"network": rows}
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """silu(conv(x)), (B, D, L) -> (B, D, L), with weight (D, 1, W) and bias (D,)."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    compiled = weight.shape[-1] in WIDTHS and used_on(str(x.device)) == KERNEL
+    compiled = x.device.type in DEVICES and weight.shape[-1] in WIDTHS and used_on(str(x.device)) == KERNEL
     return kernel(x, weight, bias) if compiled else plain(x, weight, bias)
 
 

@@ -15,7 +15,8 @@ def test_instance_norm_is_exact_in_either_layout_and_keeps_it(shape, kind):
     scale = (wide.var(**space, correction=0) + norm.eps).rsqrt()
     y = (wide - wide.mean(**space)) * scale
     dx = scale * (dy.double() - dy.double().mean(**space) - y * (dy.double() * y).mean(**space))
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if kind == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    rounding = 2**-4  # of a number between 16 and 32 in bfloat16, by which x itself is not what it was
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if kind == torch.float32 else {"rtol": 2e-2, "atol": 1.5 * rounding}
     for layout in (torch.contiguous_format, torch.channels_last_3d)[kind == torch.bfloat16 :]:  # PyTorch's own rounds means to bfloat16
         given = x.contiguous(memory_format=layout).requires_grad_()
         found = norm(given)
