@@ -1,6 +1,6 @@
-"""A run for others: a MONAI bundle, or a folder as model hubs have it; and why there is no ONNX.
+"""A run for others: a MONAI bundle, a folder as model hubs have it, or an ONNX graph of the network for windows of the training patch.
 
-Both need this package to be installed: the network is in no other. They carry weights (safetensors, no code), settings, the manifests of the data
+The first two need this package to be installed: the network is in no other. They carry weights (safetensors, no code), settings, the manifests of the data
 and a model card with what was measured.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from .. import __version__
 from ..config import Settings, override
@@ -21,6 +22,9 @@ from ..errors import UserError
 from .checkpoint import build_network, load_weights, save_weights
 from .folder import Run
 from .mixture import label_space
+from .to_onnx import write_onnx
+
+NEEDS = "Needs the Python package homelib.\n\n"
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,14 @@ def export(run: Run, to: str, out: str | Path) -> Path:
 
     Args:
         run: trained.
-        to: "bundle" or "hub"; "onnx" is refused with the reason.
+        to: "bundle", "hub" or "onnx".
         out: the folder; written beside and renamed.
 
     Raises:
-        UserError: an unknown form, ONNX, a folder that exists, a run without weights.
+        UserError: an unknown form, a folder that exists, a run without weights, ONNX without its packages.
     """
-    if to == "onnx":
-        raise UserError(_no_onnx(run.settings))
     if to not in FORMS:
-        raise UserError(f"--to: found {to!r}, expected one of {', '.join([*FORMS, 'onnx'])}.")
+        raise UserError(f"--to: found {to!r}, expected one of {', '.join(FORMS)}.")
     out = Path(out)
     if out.exists():
         raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
@@ -68,21 +70,21 @@ def export(run: Run, to: str, out: str | Path) -> Path:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         part = Path(folder) / "whole"
         part.mkdir()
-        FORMS[to](run, part, settings, about, lambda path: save_weights(network, path, settings))
+        FORMS[to](run, part, settings, about, network)
         part.rename(out)
     return out
 
 
-def _hub(run: Run, folder: Path, settings: Settings, about: About, save: Callable[[Path], None]) -> None:
-    save(folder / "model.safetensors")
+def _hub(run: Run, folder: Path, settings: Settings, about: About, network: nn.Module) -> None:
+    save_weights(network, folder / "model.safetensors", settings)
     settings.save(folder / "config.json")
     about.write_manifests(folder)
     load = "from homelib.run.packed import load, segment\nsegment(load('.'), 'scan.nii.gz', 'labels.nii.gz')"
-    _text(folder / "README.md", _front_matter(about) + model_card(run, settings, about, use=f"```python\n{load}\n```"))
+    _text(folder / "README.md", _front_matter(about) + model_card(run, settings, about, use=f"{NEEDS}```python\n{load}\n```"))
 
 
-def _bundle(run: Run, folder: Path, settings: Settings, about: About, save: Callable[[Path], None]) -> None:
-    save(folder / "models" / "model.safetensors")
+def _bundle(run: Run, folder: Path, settings: Settings, about: About, network: nn.Module) -> None:
+    save_weights(network, folder / "models" / "model.safetensors", settings)
     (folder / "configs").mkdir()
     settings.save(folder / "configs" / "settings.json")
     about.write_manifests(folder / "configs")
@@ -96,10 +98,25 @@ def _bundle(run: Run, folder: Path, settings: Settings, about: About, save: Call
     _text(folder / "configs" / "inference.json", json.dumps(inference, indent=1))
     _text(folder / "configs" / "metadata.json", json.dumps(_metadata(settings, about), indent=1))
     command = "python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz --output labels.nii.gz"
-    _text(folder / "docs" / "README.md", model_card(run, settings, about, use=f"```\n{command}\n```"))
+    _text(folder / "docs" / "README.md", model_card(run, settings, about, use=f"{NEEDS}```\n{command}\n```"))
 
 
-FORMS: dict[str, Callable] = {"bundle": _bundle, "hub": _hub}
+def _onnx(run: Run, folder: Path, settings: Settings, about: About, network: nn.Module) -> None:
+    write_onnx(network, settings, folder / "model.onnx")
+    settings.save(folder / "config.json")
+    about.write_manifests(folder)
+    _text(folder / "labels.json", json.dumps(dict(enumerate(about.class_names)), indent=1) + "\n")
+    low, high = about.first.intensity_range
+    patch = "x".join(map(str, settings.data.patch_voxels))
+    use = (
+        f"`model.onnx` takes `image` (1, {settings.model.in_channels}, {patch}) float32, a window of a scan that was turned to RAS+, resampled and "
+        f"scaled to {low:g} to {high:g}, and gives `logits` of the classes in `labels.json`. Each Mamba layer is one Scan node, carried out token by token."
+    )
+    card = model_card(run, settings, about, use=use).replace(", on the scan's own grid", "")
+    _text(folder / "README.md", _front_matter(about) + card)
+
+
+FORMS: dict[str, Callable] = {"bundle": _bundle, "hub": _hub, "onnx": _onnx}
 
 
 def _metadata(settings: Settings, about: About) -> dict:
@@ -143,7 +160,6 @@ def model_card(run: Run, settings: Settings, about: About, *, use: str) -> str:
         f"# {settings.network} on {about.title}",
         f"Segments {about.segments} in {about.modality}, on the scan's own grid.",
         "## Use",
-        "Needs the Python package homelib.",
         use,
         "## Data",
         *(f"{manifest.title}: {manifest.source}. Licence: {manifest.licence}. {manifest.citation}" for manifest in about.manifests),
@@ -177,14 +193,6 @@ def _measured(run: Run) -> str:
     head = f"Dice on {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}:"
     means = rows.groupby("class", sort=False)["value"].mean()
     return "\n".join([head, "", "| class | Dice |", "| --- | --- |", *(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in means.items())])
-
-
-def _no_onnx(settings: Settings) -> str:
-    tokens = int(np.prod([n // 2 for n in settings.data.patch_voxels]))
-    return (
-        f"--to onnx: {settings.network} scans {tokens} tokens one after the other in each layer of its first stage; ONNX has no operator for a selective "
-        "scan, and PyTorch's exporter writes one node a token and step. Expected bundle or hub; both run on CPU and GPU."
-    )
 
 
 def _text(path: Path, text: str) -> None:

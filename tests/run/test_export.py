@@ -87,6 +87,27 @@ def test_the_hub_folder_has_weights_settings_and_a_card_that_says_what_was_measu
     assert str(run.folder.parent) not in card + (folder / "config.json").read_text()
 
 
+def test_the_onnx_graph_computes_what_the_network_computes(run, tmp_path):
+    """Carried out by onnxruntime, which knows nothing of homelib: one Scan node a Mamba layer, and the network's logits."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed (it is in the extra dev)")
+    import onnx
+    import onnxruntime
+
+    folder = export(run, "onnx", tmp_path / "onnx")
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "config.json", "labels.json", "mine.yaml", "README.md"}
+    assert json.loads((folder / "labels.json").read_text())["3"] == load_manifest("demo_ct").class_names[3]
+    network = load_weights(build_network(run.settings), run.weights_file).eval()
+    nodes = [node.op_type for node in onnx.load(folder / "model.onnx").graph.node]
+    assert nodes.count("Scan") == sum(run.settings.model.depths)
+    image = torch.rand(1, 1, *run.settings.data.patch_voxels, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network(image)
+    (logits,) = onnxruntime.InferenceSession(folder / "model.onnx").run(["logits"], {"image": image.numpy()})
+    assert float((torch.from_numpy(logits) - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
 def test_the_bundle_tells_its_classes(run, tmp_path):
     told = json.loads((export(run, "bundle", tmp_path / "bundle") / "configs" / "metadata.json").read_text())
     outputs = told["network_data_format"]["outputs"]["pred"]
@@ -117,9 +138,12 @@ def test_of_several_data_sets_the_classes_are_those_of_the_union(smoke, phantoms
     assert (label == read_array(done.path)[0]).all()
 
 
-def test_what_cannot_be_is_one_line(run, tmp_path):
-    with pytest.raises(UserError, match="MambaHoME scans 4096 tokens one after the other.*Expected bundle or hub"):
-        export(run, "onnx", tmp_path / "onnx")
+def test_what_cannot_be_is_one_line(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnx", None)
+        with pytest.raises(UserError, match="--to onnx: the package onnx is not installed.*pip install 'homelib"):
+            export(run, "onnx", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
     with pytest.raises(UserError, match="--to: found 'zip', expected one of bundle, hub, onnx"):
         export(run, "zip", tmp_path / "zip")
     with pytest.raises(UserError, match="exists already"):
