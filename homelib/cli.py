@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that `home --help` answers at once.
 """
 
+import errno
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 console = Console(soft_wrap=True)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a write that finds none does not say which file it was for
 
 Profile = Annotated[str, typer.Option(help="smoke (phantoms, seconds), laptop (real scans, minutes), paper or released")]
 Direction = Annotated[str, typer.Option(help="a-to-c trains on patient a and tests on c; c-to-a the other way round")]
@@ -275,7 +277,7 @@ def main() -> None:
         print(f"home: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a folder that cannot be written, a full disk
-        if error.filename is None:
+        if error.filename is None and error.errno not in _NO_ROOM:
             raise
-        print(f"home: {error.filename}: {error.strerror}. Choose another place, or make room there.", file=sys.stderr)
+        print(f"home: {error.filename or 'a file'}: {error.strerror}. Choose another place, or make room there.", file=sys.stderr)
         sys.exit(2)

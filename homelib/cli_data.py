@@ -9,7 +9,7 @@ from rich.console import Console
 
 from .errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Data sets: what is known of them, and the demo data.")
+app = typer.Typer(no_args_is_help=True, help="Data sets: what is known of them; checked, prepared and planned for; your own too.")
 console = Console(soft_wrap=True)
 
 
@@ -37,11 +37,14 @@ def data_check(
     """Check every case of a data set: names and pairs, files, geometry, intensities, labels. Exit status 1 where there are errors."""
     from .data.check import check
     from .data.findings import count, table, write_findings
+    from .data.fix import fit_for_copies
     from .data.fix import fix as write_fixed
     from .data.manifest import load_manifest
 
     if csv is not None and csv.exists():
         raise UserError(f"{csv}: exists already and is left as it is. Choose another --csv.")
+    if fix is not None:
+        fit_for_copies(root, fix)  # before all is read
     manifest = load_manifest(name)
     checked = check(manifest, root, workers=workers, again=again, progress=sys.stderr.isatty())
     if checked.findings:

@@ -136,6 +136,16 @@ def test_data_show_of_an_unknown_manifest_is_one_line(mistake):
     assert "demo_ct" in mistake("data", "show", "demo_cd")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here to write to")
+def test_a_full_disk_is_one_line(mistake, monkeypatch):
+    def full(name):
+        with open("/dev/full", "w") as stream:
+            stream.write("no room for it")
+
+    monkeypatch.setattr("homelib.data.manifest.load_manifest", full)
+    assert mistake("data", "show", "demo_ct") == "a file: No space left on device. Choose another place, or make room there."
+
+
 def test_data_fetch_of_an_unknown_name_is_one_line(mistake):
     assert mistake("data", "fetch", "brats").startswith("data set 'brats' is unknown; nearest: ")
 
@@ -401,6 +411,10 @@ def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_pa
     assert "1 files repaired" in out
     assert pd.read_csv(tmp_path / "found.csv")["check"].tolist() == ["label turned"]
     assert "exists already" in mistake("data", "check", manifest, root, "--csv", tmp_path / "found.csv")
+
+    status, out, err = home("data", "check", manifest, root, "--fix", tmp_path / "fixed")
+    assert (status, out) == (2, "")  # at once: nothing is read, no finding is shown
+    assert err.startswith("home: --fix: ")
 
     status, out, _ = home("data", "check", manifest, tmp_path / "fixed", "--workers", 1)
     assert status == 0, out

@@ -22,6 +22,7 @@ from .findings import Finding, finding, in_order, write_findings, write_rows
 from .layouts import find_cases
 from .manifest import Case, Manifest
 from .parallel import default_workers, over
+from .reading import files_of
 
 FAR_SPACING = 3.0  # times the median, or a third of it
 _FEW = 3  # cases with which a median means little
@@ -116,7 +117,7 @@ def unsound(manifest: Manifest, root: str | Path, cases: Sequence[Case]) -> str:
 
 def state(case: Case, rules: Rules) -> str:
     """Of all that the result depends on: this code's version, the rules, and the case's files by name, size and time."""
-    told = f"{VERSION}{rules.told}{case.modality}{[_stamp(path) for path in (case.image, case.label) if path]}"
+    told = f"{VERSION}{rules.told}{case.modality}{[_stamp(file) for path in (case.image, case.label) if path for file in files_of(path)]}"
     return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

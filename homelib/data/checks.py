@@ -1,7 +1,8 @@
 """Everything that `home data check` looks for: how bad it is, what is expected, and the remedy. What was found is said case by case.
 
-An *error* keeps a case out of training, a *warning* deserves a look, a *note* is for knowing. A *fixable* one can be repaired without
-a judgement about the patient: `--fix` writes such copies. `{...}` in a text is filled in where the check is made.
+An *error* is to be mended before a case is trained on (`home data prepare` names such cases, and prepares those that it can), a *warning* deserves
+a look, a *note* is for knowing. A *fixable* one can be repaired without a judgement about the patient: `--fix` writes such copies. `{...}` in a text
+is filled in where the check is made.
 """
 
 from dataclasses import dataclass

@@ -20,9 +20,10 @@ from ..errors import UserError
 from ..paths import cache_dir, mark_of, written_whole
 from .cache import DAMAGED, CaseFile
 from .findings import write_rows
-from .manifest import Case, Manifest
+from .manifest import Case, Manifest, load_manifest
 from .parallel import Died, over
 from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha256_of
+from .reading import files_of
 
 TOLD = "cases.csv"  # in the folder: what became of every case
 _PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
@@ -91,8 +92,10 @@ def default_folder(manifest: Manifest, root: str | Path) -> Path:
 
 
 def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
-    """The prepared cases of a folder, to be read by slices. Raises UserError for one that is not there."""
-    return [PreparedCase.open(case, case_path(folder, case.id)) for case in cases]
+    """The prepared cases of a folder, to be read by slices. Raises UserError for one that is not there, or was prepared for another manifest."""
+    cases = list(cases)
+    manifests = {name: load_manifest(name) for name in {case.manifest for case in cases}}  # once, for thousands of cases
+    return [PreparedCase.open(case, case_path(folder, case.id), manifests[case.manifest]) for case in cases]
 
 
 def case_path(folder: str | Path, case_id: str) -> Path:
@@ -145,7 +148,8 @@ def _is_there(path: Path, told: str) -> bool:
 
 
 class _Stamps:
-    """sha256 of input files; a file whose size and time of change are as before is not read again. `read` holds those that were."""
+    """sha256 of input files; a file whose size and time of change are as before is not read again. `read` holds those that were. Folders, and headers
+    whose voxels lie in other files, are read each time."""
 
     def __init__(self, known: dict[str, str]):
         self.known, self.read = known, {}
@@ -164,7 +168,7 @@ class _Stamps:
 
     def sha256_of(self, path: str | Path) -> str:
         path = Path(path)
-        if not path.is_file():
+        if not path.is_file() or files_of(path) != [path]:
             return sha256_of(path)
         stamp = _stamp(path)
         if stamp not in self.known:

@@ -11,8 +11,8 @@ _HEADER += ["BitsAllocated", "SamplesPerPixel", "ImagesInAcquisition", "NumberOf
 _UNEVEN = 0.1  # part of the usual step that a step may differ
 
 
-def series_files(folder: Path) -> tuple[list[Path], str | None]:
-    """The slices of the one series in a folder, along their normal, and what modality they say they are of.
+def series_files(folder: Path) -> tuple[list[Path], str | None, np.ndarray]:
+    """The slices of the one series in a folder, along their normal; what modality they say they are of; and the step from one to the next, (3,) mm, LPS+.
 
     Raises:
         ReadFault: no DICOM, damaged or cut-off files, several series, slices of different grids, slices missing or twice.
@@ -30,10 +30,11 @@ def series_files(folder: Path) -> tuple[list[Path], str | None]:
             raise ReadFault(file, "slices differ", "a slice of another grid")
     rows, columns = np.reshape(np.array(one.ImageOrientationPatient, float), (2, 3))
     normal = np.cross(rows, columns)
-    places = {file: float(normal @ np.array(header.ImagePositionPatient, float)) for file, header in headers.items()}
+    corners = {file: np.array(header.ImagePositionPatient, float) for file, header in headers.items()}
+    places = {file: float(normal @ corner) for file, corner in corners.items()}
     files = sorted(places, key=places.get)
     _require_whole(folder, files, [places[file] for file in files], headers)
-    return files, one.get("Modality")
+    return files, one.get("Modality"), (corners[files[-1]] - corners[files[0]]) / (len(files) - 1)
 
 
 def _headers(folder: Path) -> dict:

@@ -15,7 +15,7 @@ from .findings import Finding, finding
 from .manifest import Case, Manifest, Range
 from .reading import ReadFault, Volume, read, read_label, times
 
-VERSION = 1  # to be raised with every change of what is found, so that no stale result is kept
+VERSION = 2  # to be raised with every change of what is found, so that no stale result is kept
 APART_MM = 0.1  # that an image and its label may lie apart, at any corner
 SPACING_MM = (0.05, 20.0)  # beyond it, lengths are hardly in mm
 _DICOM_MODALITY = {"CT": "CT", "MRI": "MR", "US": "US"}

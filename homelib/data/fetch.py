@@ -121,20 +121,22 @@ class Resuming:
     def __init__(self, partial: Path, *, progress: bool):
         self.partial, self.progress = partial, progress
         self.tag = partial.with_name(partial.name + ".tag")  # which version of the file the bytes are of, as the server calls it
+        self.began = 0  # byte that the last answer began with
 
     def __call__(self, url: str, output_file: str, pooch_) -> None:
         self.partial.parent.mkdir(parents=True, exist_ok=True)
-        fruitless = 0
+        fruitless, most = 0, 0
         with tqdm(unit="B", unit_scale=True, desc=self.partial.name.strip(".").removesuffix(".partial")[9:], disable=not self.progress) as bar:
             while True:
-                before = self._size()
+                self.began, most = self._size(), max(most, self._size())
                 try:
                     if self._more(url, bar):
                         break
                     error = requests.ConnectionError("the connection was cut")
                 except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as caught:
                     error = caught
-                fruitless = 0 if self._size() > before else fruitless + 1
+                # A server that begins anew each time brings something only where it comes further than ever.
+                fruitless = 0 if self._size() > (self.began or most) else fruitless + 1
                 if fruitless >= ATTEMPTS:
                     raise error
                 time.sleep(PAUSE_SECONDS * 2 ** min(fruitless, 5) if fruitless else 0)
@@ -156,7 +158,7 @@ class Resuming:
             if answer.status_code == 206 and not going_on:
                 self._forget()
                 return False
-            start = start if going_on else 0
+            start = self.began = start if going_on else 0
             missing = answer.headers.get("Content-Length")
             whole = start + int(missing) if missing else None
             self.tag.write_text(_version(answer))

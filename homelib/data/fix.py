@@ -16,7 +16,7 @@ from .check import Checked
 from .examine import apart_mm, orientation_change, turned
 from .findings import write_rows
 from .manifest import Manifest
-from .reading import ReadFault, Volume, read
+from .reading import ReadFault, Volume, files_of, read
 
 _WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
 
@@ -36,11 +36,7 @@ def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path)
     Raises:
         UserError: `out` is not empty, or lies in the data set's folder, or around it.
     """
-    given, root, out = Path(root).expanduser(), Path(root).expanduser().resolve(), Path(out).expanduser().resolve()
-    if out == root or root in out.parents or out in root.parents:
-        raise UserError(f"--fix: found {out}, expected a folder beside {root}, not in or around it. Choose another one.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--fix: {out} exists already and is left as it is; expected a new or empty folder. Choose another one.")
+    given, root, out = Path(root).expanduser(), Path(root).expanduser().resolve(), fit_for_copies(root, out)
     repairs = []
     for case in checked.cases:
         wrong = {}
@@ -56,7 +52,9 @@ def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path)
             if str(file) in wrong and file.name.endswith(_WRITABLE):
                 mended = _mended_image(read(file)) if role == "image" else _mended_label(read(file), _image_of(case.image))
             if mended is None:
-                _link(file, target)
+                for part in files_of(file):
+                    if not (place := os.path.relpath(part, given)).startswith(".."):
+                        _link(part, out / place)
                 continue
             save(mended, target)
             repairs.append(Repair(case.id, str(target), ", ".join(wrong[str(file)])))
@@ -66,6 +64,16 @@ def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path)
     out.mkdir(parents=True, exist_ok=True)
     write_rows((asdict(repair) for repair in repairs), ["case", "file", "mended"], out / "repairs.csv")
     return repairs
+
+
+def fit_for_copies(root: str | Path, out: str | Path) -> Path:
+    """The folder for repaired copies, resolved. Raises UserError as `fix`."""
+    root, out = Path(root).expanduser().resolve(), Path(out).expanduser().resolve()
+    if out == root or root in out.parents or out in root.parents:
+        raise UserError(f"--fix: found {out}, expected a folder beside {root}, not in or around it. Choose another one.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--fix: {out} exists already and is left as it is; expected a new or empty folder. Choose another one.")
+    return out
 
 
 def _image_of(path: Path) -> Volume | None:

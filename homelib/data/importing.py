@@ -18,12 +18,13 @@ from ..paths import written_whole
 from .layouts import find_cases
 from .manifest import Case, Manifest, load_manifest
 from .naming import find_layouts
-from .reading import ReadFault, read, read_label
+from .reading import ReadFault, masks_in, read, read_label
 
 WINDOWS = {"CT": (-175.0, 250.0), "MRI": (0.0, 1000.0), "US": (0.0, 255.0)}  # the paper's
 _WORDS = {"CT": "CT", "MR": "MRI", "MRI": "MRI", "T1": "MRI", "T2": "MRI", "T1W": "MRI", "T2W": "MRI", "FLAIR": "MRI", "US": "US", "ULTRASOUND": "US"}
 LOOKED_AT = 20  # cases that are opened, spread over all
 _MOST_LABELS = 255
+_IGNORED = "ignore"  # nnU-Net's name of a label that is none
 
 
 def import_folder(root: str | Path, out: str | Path, *, modality: str | None = None) -> Manifest:
@@ -83,6 +84,12 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
     fields |= {"expected_cases": len(cases), "spacing_mm": spacing, "intensity_window": list(WINDOWS[found_modality])}
     labels = described.get("labels") or _mask_names(looked) or _values(looked, unverified)
     fields["labels"], fields["classes"] = labels, _classes(labels)
+    if regions := described.get("regions"):
+        told = ", ".join(regions)
+        unverified.append(f"Regions of several values in dataset.json ({told}): a voxel has one class here, the smallest region's. Merge values by hand.")
+    if _IGNORED in fields["classes"] and len(fields["classes"]) > 1:
+        ignored = fields["classes"].pop(_IGNORED)
+        unverified.append(f"Voxels of the label ignore ({', '.join(map(str, ignored))}) are background here: they cannot be left out of the loss.")
     unverified.append(f"spacing_mm is the median of {len(looked)} cases; choose the one to train at.")
     fields["unverified"] = unverified
     with written_whole(out) as part:
@@ -108,13 +115,16 @@ def _described(root: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         channels = tree.get("channel_names") or tree.get("modality") or {}
+        channels = {"0": channels} if isinstance(channels, str) else channels
         if len(channels) > 1:
             raise UserError(f"{path}: found {len(channels)} channels, expected one image a case; several are not supported.")
-        named = {}
+        named, regions = {}, []
         for key, value in tree.get("labels", {}).items():
             name, values = (value, [key]) if str(key).isdigit() else (key, value if isinstance(value, list) else [value])
+            regions.append((str(name), [int(one) for one in values]))
+        for name, values in sorted(regions, key=lambda region: len(region[1])):  # a region lists the values of its parts, which keep their own names
             for one in values:
-                named.setdefault(int(one), str(name))  # a region lists values that its parts have named already
+                named.setdefault(one, name)
     except UserError:
         raise
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -129,6 +139,7 @@ def _described(root: Path) -> dict[str, Any]:
         "reference": tree.get("reference"),
         "modality": _WORDS.get(word),
         "labels": dict(sorted(named.items())),
+        "regions": [name for name, values in regions if len(values) > 1],
     }
 
 
@@ -162,7 +173,7 @@ def _grids(cases: list[Case]) -> tuple[list[float], str | None]:
 
 def _mask_names(cases: list[Case]) -> dict[int, str]:
     """A number for each mask in folders of masks."""
-    names = {file.name.split(".")[0] for case in cases if case.label and case.label.is_dir() for file in case.label.iterdir() if not file.name.startswith(".")}
+    names = {name for case in cases if case.label and case.label.is_dir() for name in masks_in(case.label)}
     return dict(enumerate(sorted(names), start=1))
 
 
@@ -192,10 +203,13 @@ def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
 
 
 def _classes(labels: dict[int, str]) -> dict[str, list[int]]:
-    """A class for each label; labels of one name are merged."""
+    """A class for each label; labels of one name are merged, those whose names differ in what a class's name cannot hold are not."""
     classes: dict[str, list[int]] = {}
+    class_of: dict[str, str] = {}
     for value, name in labels.items():
-        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60]
-        plain = plain if re.match("[a-z]", plain) and plain != "background" else f"label_{plain or value}"
-        classes.setdefault(plain, []).append(value)
+        if name not in class_of:
+            plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+            plain = (plain if re.match("[a-z]", plain) and plain != "background" else f"label_{plain or value}")[:50]
+            class_of[name] = f"{plain}_{value}" if plain in classes else plain
+        classes.setdefault(class_of[name], []).append(value)
     return classes

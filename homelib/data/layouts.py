@@ -14,8 +14,8 @@ from pathlib import Path
 from ..errors import UserError
 from .findings import Finding, finding
 from .manifest import Case, Layout, Manifest
+from .reading import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LONGEST_ID = 100  # a prepared case is a file of this name and 40 characters more; most file systems end at 255
 
 

@@ -7,6 +7,7 @@ the network sees: 0 background, then the classes in the order of the manifest.
 import difflib
 import re
 import reprlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 _LARGEST_MANIFEST_BYTES = 2_000_000
+_LONGEST_NUMBER = 40  # characters
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,8 @@ class Manifest(Frozen):
     def _layouts_and_labels_agree(self) -> "Manifest":
         if not self.cases and not self.layouts:
             raise ValueError("cases or layouts: where is the data?")
+        if self.modality in self.other_windows:
+            raise ValueError(f"other_windows of other modalities: that of {self.modality}, its own, is intensity_window")
         for index, layout in enumerate(self.layouts):
             if layout.modality and layout.modality not in self.modalities:
                 raise ValueError(f"layouts[{index}].modality with a window of its own: other_windows has none for {layout.modality}")
@@ -182,7 +187,7 @@ class Manifest(Frozen):
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """Its own modality first, then those with another window."""
-        return (self.modality, *(other for other in self.other_windows if other != self.modality))
+        return (self.modality, *self.other_windows)
 
     def window_of(self, modality: Modality) -> Range:
         """The intensity window of one modality. Raises UserError where the manifest has none."""
@@ -280,16 +285,23 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader without aliases (they can blow a small file up to gigabytes) and without repeated keys."""
+    """SafeLoader without aliases (they can blow a small file up to gigabytes), tags (whose readers raise anything), endless numbers, and repeated keys."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*name); write the value out")
+        if tag := getattr(self.peek_event(), "tag", None):
+            raise yaml.YAMLError(f"a tag ({tag}); write the value alone")
         return super().compose_node(parent, index)
 
+    def construct_object(self, node, deep=False):
+        if node.tag in _NUMBERS and (len(node.value) > _LONGEST_NUMBER or ":" in node.value):
+            raise yaml.YAMLError(f"{_short(node.value, 40)!r}, a number of many digits or of base 60; put a text into quotes")
+        return super().construct_object(node, deep)
+
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = next((key for key, times in keys.items() if times > 1), None)
         if twice is not None:
             raise yaml.YAMLError(f"the key {twice!r} twice; keep one")
         return super().construct_mapping(node, deep)

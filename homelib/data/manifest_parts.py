@@ -21,7 +21,8 @@ Range = tuple[float, float]
 
 LARGEST_RAW_LABEL = 65535  # bounds the lookup table
 RawLabel = Annotated[int, Field(ge=1, le=LARGEST_RAW_LABEL, strict=True)]
-_NESTED_REPEAT = re.compile(r"[+*}]\)[+*{]")  # such patterns can take exponential time
+_PLAIN_CHARACTER = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")  # of a regular expression: an escaped one, or one of a set
+_INNERMOST_GROUP = re.compile(r"\(([^()]*)\)([+*{]?)")
 
 
 class Frozen(BaseModel):
@@ -149,14 +150,31 @@ class Layout(Frozen):
 
     @field_validator("case")
     @classmethod
-    def _sound_pattern(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"a regular expression of a case id ({error})") from None
-        if groups or _NESTED_REPEAT.search(pattern):
-            raise ValueError("a regular expression without groups, (?:...) where one is needed, and without a repeat of a repeat")
-        return pattern
+    def _sound_case(cls, pattern: str) -> str:
+        return _sound_pattern(pattern)
+
+
+def _sound_pattern(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+        re.compile(f"(?P<case>{pattern})")  # as it is used: a flag for all of it, (?i), may stand at the beginning alone
+    except re.error as error:
+        raise ValueError(f"a regular expression of a case id ({error})") from None
+    if groups or _may_explode(pattern):
+        raise ValueError("a regular expression without groups, (?:...) where one is needed, and without a repeat of a repeat or of a choice")
+    return pattern
+
+
+def _may_explode(pattern: str) -> bool:
+    """Whether a repeat holds another, or a choice: to find out that a name does not fit such a pattern can take exponential time."""
+    left = _PLAIN_CHARACTER.sub("x", pattern)
+    while group := _INNERMOST_GROUP.search(left):
+        inside, repeat = re.sub(r"\{[0-9]+\}", "", group[1]), group[2]  # {4} repeats, but in one way only
+        many = bool(re.search(r"[+*{|]", inside))
+        if many and repeat:
+            return True
+        left = f"{left[: group.start()]}{'x+' if many else 'x'}{repeat}{left[group.end() :]}"
+    return False
 
 
 class SplitRule(Frozen):
@@ -164,6 +182,7 @@ class SplitRule(Frozen):
 
     `parts` are shares (they sum to 1) or counts (they sum to the number of cases) of what neither a layout nor a list has assigned;
     `folds` deals these cases into so many folds instead. `stratify_by` is `modality` or a class: with and without it, the same share.
+    `patient` is the regular expression of the beginning of a case id that names the patient, whose cases all come into one part; None: each case is a patient.
     `lists` gives the cases of a part by a text file in the data set's folder, one id a line. `test_sets` names other manifests.
     """
 
@@ -171,8 +190,14 @@ class SplitRule(Frozen):
     parts: dict[Part, Annotated[float, Field(gt=0)]] = {}
     folds: int | None = Field(None, ge=2, le=100)
     stratify_by: Name | None = None
+    patient: str | None = Field(None, max_length=100)
     lists: dict[Part, str] = {}
     test_sets: tuple[Name, ...] = ()
+
+    @field_validator("patient")
+    @classmethod
+    def _sound_patient(cls, pattern: str | None) -> str | None:
+        return pattern if pattern is None else _sound_pattern(pattern)
 
     @model_validator(mode="after")
     def _one_way(self) -> "SplitRule":

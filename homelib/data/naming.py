@@ -83,7 +83,7 @@ def _files(root: Path) -> tuple[list[str], list[str]]:
         volumes = sorted(name for name in names if name.endswith(IMAGE_SUFFIXES) and not name.startswith("."))
         volumes_in[relative] = set(volumes)
         here = "" if relative == Path(".") else f"{relative.as_posix()}/"
-        in_label_folder = any(_is_label(part) for part in relative.parts)
+        in_label_folder = _labels_below(relative)
         if not volumes and relative.parts and any(name.lower().endswith((".dcm", ".ima")) or _is_dicom(Path(folder) / name) for name in sorted(names)[:3]):
             (labels if in_label_folder else images).append(here)
         elif in_label_folder and (beside := volumes_in.get(relative.parent)) and not beside & set(volumes):
@@ -92,6 +92,12 @@ def _files(root: Path) -> tuple[list[str], list[str]]:
             for name in volumes:
                 (labels if in_label_folder or _is_label(name) else images).append(here + name)
     return images, labels
+
+
+def _labels_below(folder: Path) -> bool:
+    """What the nearest folder that says something says: images in `segmentation_task/imagesTr` are images."""
+    told = (_is_label(name) for name in reversed(folder.parts) if name.lower().startswith(("image", "img")) or _is_label(name))
+    return next(told, False)
 
 
 def _is_label(name: str) -> bool:

@@ -77,10 +77,12 @@ def plan(
         demand: memory of the network; the paper's by default.
 
     Raises:
-        UserError: no grid, or a memory that not even two of the smallest patches fit into.
+        UserError: no grid, a spacing that is none, or a memory that not even two of the smallest patches fit into.
     """
     if not grids:
         raise UserError(f"{manifest.name}: found no case to plan for, expected one at least. Check the folder.")
+    if spacing_mm and not all(0 < mm < np.inf for mm in spacing_mm):
+        raise UserError(f"spacing: found {_times(spacing_mm)}, expected three lengths in mm above 0. Give it: --spacing 0.8 0.8 3, say.")
     shapes, spacings = (np.array([grid[part] for grid in grids], float) for part in (0, 1))
     usual = np.median(spacings, 0)
     chosen, why = (np.array(spacing_mm, float), "as asked") if spacing_mm else _spacing(spacings)
@@ -115,7 +117,7 @@ def plan(
             + ("as large as two of them have memory for" if shrunk else "no larger than that scan"),
             _times(manifest.patch_voxels) if manifest.patch_voxels else None,
         ),
-        Row("batch, patches", str(batch), _batch_reason(batch, by_memory, by_data), "2"),
+        Row("batch, patches", str(batch), _batch_reason(by_memory, by_data), "2"),
         Row(
             "memory, GiB",
             f"{(demand.fixed_bytes + batch * patch.prod() * demand.voxel_bytes) / GIB:.1f}",
@@ -138,7 +140,7 @@ def _spacing(spacings: np.ndarray) -> tuple[np.ndarray, str]:
     return chosen, "the data's median"
 
 
-def _batch_reason(batch: int, by_memory: int, by_data: int) -> str:
+def _batch_reason(by_memory: int, by_data: int) -> str:
     if by_data < by_memory:
         return f"memory has room for {by_memory}, but a batch should be no more than {SHARE:.0%} of the data, and two patches at least"
     return "as many as memory has room for"

@@ -8,6 +8,7 @@ D, H, W are the volume's axes after orientation: to the patient's right-left, fr
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from .examine import APART_MM, apart_mm
 from .grid import Box, Resampling, to_ras
 from .manifest import Case, Manifest, load_manifest
 
-VERSION = 3  # to be raised with every change of what is prepared, so that nothing stale is read from a cache
+VERSION = 4  # to be raised with every change of what is prepared, so that nothing stale is read from a cache
 MARGIN_VOXELS = 2  # left around the body
 SLAB_VOXELS = 2**18  # of a label that are merged, or compared class by class, at a time
 
@@ -79,15 +80,21 @@ class PreparedCase:
         return tuple(np.linalg.norm(self.affine[:3, :3], axis=0).round(4).tolist())
 
     @classmethod
-    def open(cls, case: Case, path: str | Path) -> "PreparedCase":
-        """A case in its file (`prepare_all` writes them), whose volumes are read by slices. Raises UserError: no whole file of a prepared case, or
-        one of another (where small and capital letters are one, two cases may have one file)."""
+    def open(cls, case: Case, path: str | Path, manifest: Manifest | None = None) -> "PreparedCase":
+        """A case in its file (`prepare_all` writes them), whose volumes are read by slices. `manifest` is the case's; None reads it.
+
+        Raises UserError: no whole file of a prepared case, or one of another (where small and capital letters are one, two cases may have one file),
+        or of classes or a window that the manifest has no longer.
+        """
         try:
             kept = CaseFile.open(path)
         except DAMAGED as error:
             raise UserError(f"{path}: no prepared case ({type(error).__name__}). Prepare the data again.") from None
         if kept.facts["id"] != case.id:
             raise UserError(f"{path}: holds the case {kept.facts['id']}, expected {case.id}. Rename one of them, and prepare the data again.")
+        manifest = manifest or load_manifest(case.manifest)
+        if kept.facts.get("classes") != _classes(manifest) or kept.facts["window"] not in (None, list(manifest.window_of(case.modality))):
+            raise UserError(f"{path}: was prepared with other classes, or another window, than {manifest.reference} has now. Prepare the data again.")
         return cls(case, kept.image, kept.label, *_grid(kept.facts), places=kept.places, shares=kept.shares)
 
 
@@ -126,7 +133,7 @@ def read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, man
     raw, place = read_array(path, what="label", labels=manifest.labels)
     if raw.shape != shape:
         raise UserError(
-            f"{path}: found a label of {_times(raw.shape)} voxels, expected the image's {_times(shape)}. "
+            f"{path}: found a label of {reading.times(raw.shape)} voxels, expected the image's {reading.times(shape)}. "
             "Pair the right files, or resample the label onto the image."
         )
     apart = apart_mm(affine, place, shape)
@@ -178,7 +185,7 @@ def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | N
     manifest = load_manifest(case.manifest)
     image, label, shares, grid = _prepare(case, manifest, settings)
     window = manifest.window_of(case.modality) if settings.intensity == "scaled" else None
-    facts = {"id": case.id, "manifest": manifest.name, "fingerprint": told or fingerprint(case, settings, sha256_of)}
+    facts = {"id": case.id, "manifest": manifest.name, "classes": _classes(manifest), "fingerprint": told or fingerprint(case, settings, sha256_of)}
     write_case(path, image=image, label=label, facts=facts | grid, window=window, shares=shares)
 
 
@@ -198,7 +205,7 @@ def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.
     if near is None:
         raise UserError(f"{case.image}: no voxel above {low:g}, the low end of {manifest.name}'s intensity window. Is it in the manifest's unit?")
     if body is None:
-        told = f"{_times(step.new_shape)} voxels at the prepared spacing, none of them above {low:g}, the low end of the intensity window"
+        told = f"{reading.times(step.new_shape)} voxels at the prepared spacing, none of them above {low:g}, the low end of the intensity window"
         raise UserError(f"{case.image}: found {told}; expected a body in them. Is its spacing in mm?")
     image = np.ascontiguousarray(whole[body])
     del whole
@@ -271,20 +278,28 @@ def fingerprint(case: Case, settings: Preparation, sha256_of) -> str:
     manifest = load_manifest(case.manifest)
     spacing_mm = settings.spacing_mm or manifest.spacing_mm
     files = [sha256_of(path) if path else None for path in (case.image, case.label)]
-    classes = [[name, list(values)] for name, values in manifest.classes.items()]
+    classes = _classes(manifest)
+    if case.label and Path(case.label).is_dir():  # of masks: which is which is told by the label map
+        classes.append(sorted(manifest.labels.items()))
     told = [VERSION, MARGIN_VOXELS, files, classes, manifest.window_of(case.modality), spacing_mm, settings.labels, settings.intensity]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
+def _classes(manifest: Manifest) -> list:
+    """Of a manifest, in their order, as JSON holds them."""
+    return [[name, list(values)] for name, values in manifest.classes.items()]
+
+
 def sha256_of(path: str | Path) -> str:
-    """Of a file's bytes; for a folder (a DICOM series), of the names and bytes of all its files."""
+    """Of a file's bytes; for a folder (a DICOM series), of the names and bytes of all its files; for a header without voxels, of those that hold them too."""
     path = Path(path)
-    if not path.is_dir():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return hashlib.sha256("\n".join(f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files).encode()).hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else reading.files_of(path)
+    if files == [path]:
+        return _digest(path)
+    told = "\n".join(f"{os.path.relpath(file, path)} {_digest(file)}" for file in files)
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()  # any bytes may be in a file's name
 
 
-def _times(shape) -> str:
-    return "x".join(str(int(n)) for n in shape)
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

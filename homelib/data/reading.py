@@ -5,6 +5,8 @@ values as stored, scaled by the file's own slope. A fault is an exception that s
 """
 
 import contextlib
+import fnmatch
+import functools
 import gzip
 import logging
 import os
@@ -20,9 +22,11 @@ import numpy as np
 from ..errors import UserError
 from .checks import CHECKS
 
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LARGEST_BYTES = 16 * 2**30  # a header that promises more is taken for damaged
 _FLAT = 0.1  # volume that three axes of length 1 span, at least
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_DETACHED = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 
 
 class ReadFault(UserError):
@@ -32,6 +36,10 @@ class ReadFault(UserError):
         kind = CHECKS[check]
         super().__init__(f"{path}: found {found}, expected {kind.expected.format(**filled)}. {kind.remedy}")
         self.path, self.check, self.found, self.filled = str(path), check, found, filled
+
+    def __reduce__(self) -> tuple:
+        """It may be sent from one process to another, which by its text alone it could not be made again in."""
+        return functools.partial(ReadFault, self.path, self.check, self.found, **self.filled), ()
 
 
 @dataclass(frozen=True)
@@ -97,10 +105,10 @@ def read_label(path: str | Path, labels: dict[int, str]) -> Volume:
     if not path.is_dir():
         return read(path)
     _require_readable(path)
-    files = {entry.name.split(".")[0]: entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".") and entry.is_file()}
+    files = masks_in(path)
     present = {value: files[name] for value, name in sorted(labels.items()) if name in files}
     if not present:
-        raise ReadFault(path, "no masks", f"{len(files)} files, none named as a label", example=next(iter(labels.values()), "liver"))
+        raise ReadFault(path, "no masks", f"{len(files)} masks, none named as a label", example=next(iter(labels.values()), "liver"))
     merged, affine, overlap, remarks = None, None, 0, []
     for value, file in present.items():
         mask = read(file)
@@ -114,6 +122,34 @@ def read_label(path: str | Path, labels: dict[int, str]) -> Volume:
     if overlap:
         remarks.append(Remark("masks overlap", f"{overlap} voxels in two masks"))
     return Volume(merged, affine, tuple(remarks))
+
+
+def masks_in(folder: Path) -> dict[str, Path]:
+    """The masks in a folder by name, without their endings. Other files, a table of volumes say, are none."""
+    return {entry.name.split(".")[0]: entry for entry in sorted(folder.iterdir()) if entry.name.endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")}
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """A file, and those beside it that hold its voxels, where it is a header alone (.mhd, .nhdr): as far as they are there. Of a folder, itself."""
+    path = Path(path)
+    if not path.name.endswith((".mhd", ".nhdr")):
+        return [path]
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(2**16).decode("latin-1")
+        beside = sorted(os.listdir(path.parent))
+    except OSError:  # reading it will tell
+        return [path]
+    named = _DETACHED.search(header)
+    if named is None:
+        return [path]
+    if named[1].upper().startswith("LIST"):
+        names = [line.strip() for line in header[named.end() :].splitlines()]
+    elif "%" in named[1]:  # slice%03d.raw 1 60 1
+        names = fnmatch.filter(beside, re.sub(r"%[0-9]*d", "[0-9]*", named[1].split()[0]))
+    else:
+        names = [named[1]]
+    return [path, *(path.parent / name for name in names if name and os.path.isfile(path.parent / name))]
 
 
 # ---------------------------------------------------------------- before and after a format's own reader
@@ -257,8 +293,9 @@ def _require_bearable(path: str | Path, size: int) -> None:
 def _read_dicom(folder: Path) -> _Raw:
     from .dicom import series_files
 
-    files, modality = series_files(folder)
+    files, modality, step = series_files(folder)
     raw = _read_itk([str(file) for file in files])
+    raw.affine[:3, 2] = _TO_RAS[:3, :3] @ step  # ITK puts slices straight above each other, those of a tilted gantry too
     raw.modality = modality
     return raw
 

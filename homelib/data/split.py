@@ -1,10 +1,13 @@
 """Who is trained on, validated and tested on: the same cases for the same seed and ids, on any machine and in any version of NumPy.
 
 Cases are put in an order of their own by a hash of seed and id, stratum by stratum, and dealt out one by one to the part that is
-furthest behind its share. So every stratum and the whole have the shares asked for, to within one case, and one case more moves few others.
+furthest behind its share. So every stratum and the whole have the shares asked for, to within one case. Other cases are dealt anew: one that is
+added moves those after it in that order, so compare runs on one set of cases alone.
 """
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,13 +30,19 @@ def split(manifest: Manifest, cases: Iterable[Case], *, root: str | Path | None 
         reports: these results, where they are at hand already.
 
     Raises:
-        UserError: a list is missing or names strangers; counts that are not the number of cases; cases not checked where a class stratifies.
+        UserError: a list is missing or names strangers; a case or a patient in two parts; an id that names no patient; counts that are not the number of
+            cases; cases not checked where a class stratifies.
     """
     cases = list(cases)
     rule = manifest.split or SplitRule()
     assigned = {case.id: case.part for case in cases if case.part}
     for part, name in rule.lists.items():
-        assigned |= dict.fromkeys(_listed(manifest, root, part, name, {case.id for case in cases}), part)
+        for case_id in _listed(manifest, root, part, name, {case.id for case in cases}):
+            if assigned.setdefault(case_id, part) != part:
+                told = f"found {case_id!r} among the {part} cases, but its layout or another list has it in {assigned[case_id]}"
+                raise UserError(f"{Path(root).expanduser() / name}: {told}; expected each case in one part. Correct the list, or the layout's part.")
+    patients = {case.id: _patient(manifest, rule, case.id) for case in cases}
+    assigned |= _with_their_patients(manifest, assigned, patients)
     free = [case for case in cases if case.id not in assigned]
     shares = {f"fold-{k}": 1 / rule.folds for k in range(rule.folds)} if rule.folds else rule.parts or {"train": 1.0}
     total = sum(shares.values())
@@ -43,22 +52,48 @@ def split(manifest: Manifest, cases: Iterable[Case], *, root: str | Path | None 
             f"{manifest.name}: split.parts: found {told} for {len(free)} cases, expected counts that sum to them. Complete the data, or give shares."
         )
     strata = _strata(manifest, rule, free, root, reports)
-    assigned |= deal({case.id: strata[case.id] for case in free}, {part: share / total for part, share in shares.items()}, seed=rule.seed)
-    return {case.id: assigned[case.id] for case in cases}
+    sizes = Counter(patients[case.id] for case in free)
+    of_patients: dict[str, str] = {}
+    for case in free:  # a patient is of the last stratum that any of the cases is of: of those with a tumour, say
+        of_patients[patients[case.id]] = max(strata[case.id], of_patients.get(patients[case.id], ""))
+    dealt = deal(of_patients, {part: share / total for part, share in shares.items()}, seed=rule.seed, sizes=sizes)
+    return {case.id: assigned.get(case.id) or dealt[patients[case.id]] for case in cases}
 
 
-def deal(strata: Mapping[str, str], shares: Mapping[str, float], *, seed: int) -> dict[str, str]:
-    """Parts by id, from strata by id and the shares of the parts, which sum to 1.
+def deal(strata: Mapping[str, str], shares: Mapping[str, float], *, seed: int, sizes: Mapping[str, int] | None = None) -> dict[str, str]:
+    """Parts by id, from strata by id and the shares of the parts, which sum to 1. `sizes`: how many cases an id stands for; None: one each.
 
     >>> sorted(deal({"a": "", "b": "", "c": "", "d": ""}, {"train": 0.5, "test": 0.5}, seed=0).values())
     ['test', 'test', 'train', 'train']
     """
-    order = sorted(strata, key=lambda case_id: (strata[case_id], _rank(seed, case_id), case_id))
-    dealt, given = {}, dict.fromkeys(shares, 0)
-    for number, case_id in enumerate(order, start=1):
+    order = sorted(strata, key=lambda name: (strata[name], _rank(seed, name), name))
+    dealt, given, number = {}, dict.fromkeys(shares, 0), 0
+    for name in order:
+        size = sizes[name] if sizes else 1
+        number += size
         part = max(shares, key=lambda p: shares[p] * number - given[p])
-        dealt[case_id], given[part] = part, given[part] + 1
+        dealt[name], given[part] = part, given[part] + size
     return dealt
+
+
+def _patient(manifest: Manifest, rule: SplitRule, case_id: str) -> str:
+    if rule.patient is None:
+        return case_id
+    if not (found := re.match(rule.patient, case_id)) or not found[0]:
+        raise UserError(f"{manifest.name}: split.patient: {rule.patient!r} finds no patient in the case id {case_id!r}; correct the pattern.")
+    return found[0]
+
+
+def _with_their_patients(manifest: Manifest, assigned: Mapping[str, str], patients: Mapping[str, str]) -> dict[str, str]:
+    """The parts of all other cases of the patients of the assigned ones."""
+    part_of: dict[str, str] = {}
+    for case_id, part in assigned.items():
+        if part_of.setdefault(patients[case_id], part) != part:
+            raise UserError(
+                f"{manifest.name}: split: found cases of the patient {patients[case_id]!r} in {part_of[patients[case_id]]} and in {part}, "
+                "expected each patient in one part. Correct the lists, or split.patient."
+            )
+    return {case_id: part_of[patient] for case_id, patient in patients.items() if patient in part_of}
 
 
 def _rank(seed: int, case_id: str) -> bytes:

@@ -4,6 +4,7 @@ Zip and tar (plain, gzip, bzip2, xz). Everything is unpacked beside the folder f
 """
 
 import filecmp
+import lzma
 import os
 import shutil
 import stat
@@ -21,6 +22,8 @@ from ..errors import UserError
 GROWTH = 20  # times the archive's size that its files may have, and
 FLOOR_BYTES = 2**30  # as much in any case
 MOST_MEMBERS = 2_000_000
+MOST_PADDING = 2**24  # bytes after the last file of a tar
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,13 @@ def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None
     part = folder.parent / f".{uuid.uuid4().hex}.unpacking"
     part.mkdir()
     try:
-        found = []
-        total = 0
+        found, total, room = [], 0, shutil.disk_usage(part).free
         for number, member in enumerate(_members(archive)):
             path = _safe(archive, member)
             total += member.size
             if total > limit or number >= MOST_MEMBERS:
                 raise _refused(archive, member.name, f"more than {limit:,} bytes or {MOST_MEMBERS:,} files in all", "a smaller archive")
-            if total > shutil.disk_usage(part).free:
+            if total > room:
                 raise UserError(f"{archive}: more than {total:,} bytes unpacked, and not that much room on the disk of {folder}. Make room there.")
             if path == PurePosixPath("."):
                 continue
@@ -78,11 +80,15 @@ def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None
                     _copy(source, out, member.size)
             found.append(path)
         _moved_in(archive, part, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{archive}: cannot be unpacked ({type(error).__name__}: {reason}). Is it whole? Fetch it again.") from None
+    except _DAMAGED as error:
+        raise _damaged(archive, error) from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"{archive}: {error.filename}: two things of one name, expected each file once. Unpack it by hand, or ask its makers.") from None
+    except OSError as error:
+        if error.errno is None:  # so gzip and bzip2 tell of damage
+            raise _damaged(archive, error) from None
+        where = str(error.filename or folder)[-200:]
+        raise UserError(f"{archive}: {where}: {error.strerror}; nothing unpacked. Make room, or unpack to another folder.") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return [folder / path for path in found]
@@ -104,6 +110,8 @@ def _members(archive: Path) -> Iterator[_Member]:
         for info in packed:
             kind = "folder" if info.isdir() else "file" if info.isreg() else "link" if info.issym() else "a hard link or a device"
             yield _Member(info.name, info.size if info.isreg() else 0, kind, info.linkname, lambda info=info: _stream(packed, info))
+        if len(packed.fileobj.read(MOST_PADDING + 1)) > MOST_PADDING:  # to the end, where gzip compares its checksum
+            raise tarfile.ReadError("something after the end of the archive")
 
 
 def _stream(packed: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -153,6 +161,11 @@ def _moved_in(archive: Path, part: Path, folder: Path) -> None:
     for source, target in fresh:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
+
+
+def _damaged(archive: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"{archive}: cannot be unpacked ({type(error).__name__}: {reason}). Is it whole? Fetch it again.")
 
 
 def _refused(archive: Path, name: str, found: str, expected: str) -> UserError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from homelib.data import check as module
 from homelib.data.check import check, kept_reports
@@ -18,7 +19,7 @@ from homelib.data.cohort import prepare_all
 from homelib.data.examine import Rules, examine
 from homelib.data.fix import fix, save
 from homelib.data.layouts import find_cases
-from homelib.data.manifest import load_manifest
+from homelib.data.manifest import Layout, load_manifest
 from homelib.data.overview import overview
 from homelib.data.parallel import Died, over
 from homelib.data.reading import Volume, read
@@ -200,6 +201,23 @@ def test_a_changed_file_or_rule_is_examined_again(small, monkeypatch):
     read.clear()
     check(manifest.model_copy(update={"classes": {"spleen": (5,)}}), root, workers=1, kept=kept)
     assert sorted(read) == ["one", "three", "two"]
+
+
+def test_a_header_is_examined_again_when_its_voxels_change_and_copied_with_them(small, tmp_path):
+    manifest, root, kept = small
+    (root / "images" / "two.nii.gz").unlink()
+    image, raw = root / "images" / "two.mhd", root / "images" / "two.raw"
+    writer = corpus.Writer(root, "two", 1)
+    scan = sitk.ReadImage(str(writer.nifti("image")))
+    writer.path("image").unlink()
+    sitk.WriteImage(scan, str(image))
+    only = manifest.model_copy(update={"layouts": (Layout(name="flat", image="images/{case}.mhd", label="labels/{case}.nii.gz", case="two"),)})
+    checked = check(only, root, workers=1, kept=kept)
+    assert of_case(checked, "two") == []
+    fix(checked, only, root, tmp_path / "fixed")
+    assert of_case(check(only, tmp_path / "fixed", workers=1, kept=tmp_path / "kept-fixed"), "two") == []
+    raw.write_bytes(raw.read_bytes()[:100])
+    assert of_case(check(only, root, workers=1, kept=kept), "two") == ["damaged"]
 
 
 def test_a_killed_check_goes_on_where_it_was(small, monkeypatch):

@@ -1,5 +1,6 @@
 """Many cases: each by itself, again only what changed, whatever fails or is killed."""
 
+import importlib.util
 import os
 import pickle
 import random
@@ -8,18 +9,25 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from filelock import FileLock
 
 from homelib import UserError
 from homelib.data import cohort
 from homelib.data.cohort import case_path, open_all, prepare_all
-from homelib.data.manifest import Case
+from homelib.data.layouts import find_cases
+from homelib.data.manifest import Case, load_manifest
 from homelib.data.prepare import Preparation
+
+_spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
+corpus = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(corpus)
 
 SETTINGS = Preparation(spacing_mm=(12.0, 12.0, 12.0))
 KILLS = int(os.environ.get("HOMELIB_TEST_KILLS", "3"))  # of all processes of a preparation; HOMELIB_TEST_KILLS=10 for more
@@ -112,6 +120,54 @@ def test_other_settings_are_done_again(cases, tmp_path):
     for settings in (Preparation(spacing_mm=(11.0,) * 3), Preparation(spacing_mm=(12.0,) * 3, labels="linear"), Preparation(intensity="scaled")):
         assert states(prepare_all(cases[:1], tmp_path / "out", settings, progress=False)) == ["prepared"]
     assert len(contents(tmp_path / "out")) == 1
+
+
+def test_a_header_whose_voxels_lie_in_another_file_changes_with_it(cases, tmp_path):
+    image = tmp_path / "raw" / "scan.mhd"
+    sitk.WriteImage(sitk.ReadImage(str(cases[0].image)), str(image))
+    detached = [replace(cases[0], image=image)]
+    assert states(run(detached, tmp_path / "out")) == ["prepared"]
+    assert states(run(detached, tmp_path / "out")) == ["unchanged"]
+    voxels = np.fromfile(image.with_suffix(".raw"), np.int16)
+    (voxels + 7).tofile(image.with_suffix(".raw"))
+    assert states(run(detached, tmp_path / "out")) == ["prepared"]
+
+
+def test_masks_under_other_names_are_prepared_anew(tmp_path):
+    """The label map alone says which mask is which value: two names that were mixed up are put right in it."""
+    corpus.Writer(tmp_path / "data", "one", 0).masks()
+    manifest, found = tmp_path / "corpus.yaml", []
+    for names in ("{1: liver, 2: cyst, 5: spleen}", "{1: spleen, 2: cyst, 5: liver}"):
+        manifest.write_text(corpus.MANIFEST.replace("{1: liver, 2: cyst, 5: spleen}", names))
+        cases = find_cases(load_manifest(manifest), tmp_path / "data").cases
+        assert states(prepare_all(cases, tmp_path / "out", progress=False)) == ["prepared"]
+        found.append(np.asarray(open_all(cases, tmp_path / "out")[0].label))
+    assert not np.array_equal(*found)
+
+
+def test_a_folder_of_masks_is_prepared_whatever_bytes_are_in_its_names(tmp_path):
+    folder = corpus.Writer(tmp_path / "data", "one", 0).masks() / "segmentations"
+    (folder / "rib.nii.gz").rename(folder / os.fsdecode(b"rippe-\xfc.nii.gz"))
+    (tmp_path / "corpus.yaml").write_text(corpus.MANIFEST)
+    cases = find_cases(load_manifest(tmp_path / "corpus.yaml"), tmp_path / "data").cases
+    assert states(prepare_all(cases, tmp_path / "out", progress=False)) == ["prepared"]
+
+
+@pytest.mark.parametrize("changed", ["classes: {liver: [1], spleen: [5]}", "classes: {spleen: [5], liver: [1, 2]}", "intensity_window: [-100, 240]"])
+def test_cases_that_were_prepared_for_another_manifest_are_refused(changed, tmp_path):
+    """A class that was merged or moved since would be learnt under another's index, and nothing would show it."""
+    corpus.Writer(tmp_path / "data", "one", 0).both()
+    manifest = tmp_path / "corpus.yaml"
+    manifest.write_text(corpus.MANIFEST)
+    cases = find_cases(load_manifest(manifest), tmp_path / "data").cases
+    prepare_all(cases, tmp_path / "out", Preparation(intensity="scaled"), progress=False)
+    open_all(cases, tmp_path / "out")
+    field = changed.split(":")[0]
+    manifest.write_text("\n".join(changed if line.startswith(field) else line for line in corpus.MANIFEST.splitlines()))
+    with pytest.raises(UserError, match=r"one\.zip: was prepared with other classes, or another window, than .*corpus\.yaml has now\. Prepare the data again"):
+        open_all(cases, tmp_path / "out")
+    prepare_all(cases, tmp_path / "out", Preparation(intensity="scaled"), progress=False)
+    open_all(cases, tmp_path / "out")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -3,10 +3,12 @@
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +133,15 @@ def test_a_refusal_is_one_line_at_once(status, said, server, tmp_path):
     assert len(server.asked) == 1
 
 
+def test_a_server_that_always_begins_anew_and_always_cuts_is_given_up(server, tmp_path, monkeypatch):
+    """Now more comes, now less: that is no progress."""
+    monkeypatch.setattr(fetch, "ATTEMPTS", 4)
+    server.tag, server.cut = "", [100_000, 50_000] * 10
+    with pytest.raises(UserError, match="cannot be fetched"):
+        download(archive(server), tmp_path, progress=False)
+    assert len(server.asked) == 5
+
+
 def test_nobody_there_is_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "ATTEMPTS", 2)
     nowhere = archive_of("http://127.0.0.1:9/data.tar", sha256="0" * 64)
@@ -222,6 +233,12 @@ def linked(name, target) -> zipfile.ZipInfo:
     return info
 
 
+def spoilt(content: bytes) -> bytes:
+    """One byte in the middle is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
 GOOD = plain("good.txt", b"good")
 HOSTILE = {
     "a tar with an absolute path": (tar([GOOD, plain("/evil")]), "out of the folder"),
@@ -246,6 +263,11 @@ HOSTILE = {
     "a file twice": (tar([GOOD, plain("good.txt", b"other")]), "two things of one name"),
     "a file that is a folder too": (tar([GOOD, plain("good.txt/inside")]), "two things of one name"),
     "a truncated tar.gz": (tar([GOOD, plain("noise", BODY)], "w:gz")[:200_000], "cannot be unpacked"),
+    "a truncated tar.xz": (tar([GOOD, plain("noise", BODY)], "w:xz")[:200_000], "cannot be unpacked"),
+    **{f"a damaged tar.{kind}": (spoilt(tar([GOOD, plain("noise", BODY)], f"w:{kind}")), "cannot be unpacked") for kind in ("gz", "xz")},
+    "a damaged tar.bz2": (spoilt(tar([GOOD, plain("noise", BODY)], "w:bz2")), "no zip or tar archive"),
+    "a tar with a tail": (tar([GOOD]) + bytes(2**24), "cannot be unpacked"),
+    "a name that no disk takes": (tar([GOOD, plain("x" * 300)]), "nothing unpacked"),
     "a truncated zip": (zipped({"good.txt": b"good", "noise": BODY})[:200_000], "no zip or tar archive"),
     "no archive": (b"<html>not found</html>", "no zip or tar archive"),
 }
@@ -271,6 +293,22 @@ def test_a_zip_whose_file_is_longer_than_it_says_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be unpacked"):
         unpack(tmp_path / "archive", tmp_path / "out", largest_bytes=1_000_000)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_there_must_be_room_for_the_files_once(tmp_path, monkeypatch):
+    """What is unpacked already has taken its room: it is not asked for a second time."""
+    (tmp_path / "archive").write_bytes(tar([plain(f"{number}.bin", BODY) for number in range(4)]))
+    room = 5 * len(BODY)
+
+    def left(path):
+        taken = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+        return shutil._ntuple_diskusage(room, taken, room - taken)
+
+    monkeypatch.setattr(shutil, "disk_usage", left)
+    assert len(unpack(tmp_path / "archive", tmp_path / "out")) == 4
+    room = 3 * len(BODY)
+    with pytest.raises(UserError, match="not that much room on the disk"):
+        unpack(tmp_path / "archive", tmp_path / "other")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])

@@ -100,7 +100,8 @@ def test_dataset_json_names_classes_and_modality(tmp_path, version):
     assert manifest.modality == "MRI"
     assert manifest.intensity_window == (0, 1000)
     assert set(manifest.labels) == {1, 2, 5}
-    assert manifest.classes == ({"liver": (1,), "liver_cyst": (2,), "spleen": (5,)} if version == 1 else {"liver": (1, 2), "spleen": (5,)})
+    assert manifest.classes == {"liver": (1,), "liver_cyst": (2,), "spleen": (5,)}
+    assert bool([line for line in manifest.unverified if "(Liver)" in line]) == (version == 2)  # a region of two values, taken apart
     assert {case.id: (case.part, case.label is None) for case in find_cases(manifest, root).cases}["liver_100"] == ("test", True)
 
 
@@ -142,3 +143,48 @@ def test_nothing_is_overwritten_and_what_cannot_be_told_is_one_line(tmp_path):
     refusal("Is it a label", modality="CT")
     out.write_text("mine")
     refusal("exists already")
+
+
+def test_regions_in_any_order_lose_no_class(tmp_path):
+    """As brain tumours are told: the whole first, which holds the values of all its parts."""
+    root = tmp_path / "data"
+    write(root, LAYOUTS["nnU-Net"])
+    tree = {"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "whole tumor": [1, 2, 5], "tumor core": [2, 5], "enhancing tumor": [5]}}
+    (root / "dataset.json").write_text(json.dumps(tree))
+    manifest = import_folder(root, tmp_path / "mine.yaml")
+    assert manifest.classes == {"whole_tumor": (1,), "tumor_core": (2,), "enhancing_tumor": (5,)}
+
+
+def test_a_label_to_be_ignored_is_no_class_and_is_told(tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["nnU-Net"])
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "cyst": 2, "ignore": 5}}))
+    manifest = import_folder(root, tmp_path / "mine.yaml")
+    assert manifest.classes == {"liver": (1,), "cyst": (2,)}
+    assert manifest.labels[5] == "ignore"  # known to the check
+    assert [line for line in manifest.unverified if "ignore (5)" in line]
+
+
+def test_labels_whose_names_differ_are_never_merged(tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["nnU-Net"])
+    long = "vessel of the left upper lobe near the mediastinum and the heart, "
+    for one, other in (("node (+)", "node (-)"), (long + "artery", long + "vein")):
+        (root / "dataset.json").write_text(json.dumps({"modality": "CT", "labels": {"0": "background", "1": one, "2": other, "5": one}}))
+        manifest = import_folder(root, tmp_path / "mine.yaml")
+        assert list(manifest.classes.values()) == [(1, 5), (2,)]
+        (tmp_path / "mine.yaml").unlink()
+
+
+def test_a_table_beside_the_masks_is_no_class(tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["a folder a case, masks"])
+    (root / "s0001" / "segmentations" / "statistics.json").write_text("{}")
+    assert set(import_folder(root, tmp_path / "mine.yaml", modality="CT").classes) == {"liver", "cyst", "spleen"}
+
+
+def test_images_below_a_folder_that_is_named_after_labels_are_images(tmp_path):
+    root = tmp_path / "data"
+    write(root, pairs("segmentation_task/imagesTr/{}.nii.gz", "segmentation_task/labelsTr/{}.nii.gz", ["p1", "p2"]))
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    assert [bool(case.label) for case in find_cases(manifest, root).cases] == [True, True]

@@ -112,11 +112,21 @@ def test_a_loop_of_folders_ends(tmp_path):
         ("case", "(a+)+", "without groups"),
         ("case", "(?:a+)+", "repeat of a repeat"),
         ("case", "[", "regular expression"),
+        ("case", "(?:a+b?)+", "repeat of a repeat"),
+        ("case", "(?:(?:[a-z]+)x)*", "repeat of a repeat"),
+        ("case", "(?:a|ab)*c", "of a choice"),
+        ("case", "(?i)a[0-9]", "regular expression"),  # where it is used, it stands in the middle
+        ("case", "a)(?:b", "regular expression"),
     ],
 )
 def test_hostile_layouts_are_refused(field, value, told):
     with pytest.raises(ValueError, match=told.replace("{", r"\{")):
         Layout(**({"name": "x", "image": "{case}.nii"} | {field: value}))
+
+
+@pytest.mark.parametrize("pattern", ["[0-9]+_[0-9]+", "(?:a[0-9]+|b[(+*])", "(?:[0-9]{2}-)+x", "[^/]+(?<!_seg)", r"a\(b+\)+", "(?i:a+)", "(?:sub-[0-9]+)?"])
+def test_sound_patterns_of_case_ids_are_taken(pattern):
+    assert Layout(name="x", image="{case}.nii", case=pattern).case == pattern
 
 
 # ---------------------------------------------------------------- splits
@@ -132,8 +142,8 @@ def manifest_with(rule: SplitRule):
 
 def test_the_paper_s_numbers_of_panorama(tmp_path):
     """1,964 cases, 578 with PDAC (676 less the 98 of MSD), 80:20: 1,571 and 393, and in both the same share of PDAC."""
-    manifest, cases = load_manifest("panorama"), cases_of(1964)
-    test_cases = [replace(case, id=f"test-{case.id}") for case in cases_of(274)]
+    manifest, cases = load_manifest("panorama"), [replace(case, id=f"1{n:05}_00001") for n, case in enumerate(cases_of(1964))]
+    test_cases = [replace(case, id=f"2{n:05}_00001") for n, case in enumerate(cases_of(274))]
     (tmp_path / "test_cases.txt").write_text("\n".join(case.id for case in test_cases) + "\n")
     reports = {case.id: Report(case.id, [], {"voxels": {"pdac": int(n < 578), "pancreas": 9}}) for n, case in enumerate(cases)}
     parts = split(manifest, [*cases, *test_cases], root=tmp_path, reports=reports)
@@ -142,6 +152,28 @@ def test_the_paper_s_numbers_of_panorama(tmp_path):
     assert abs(with_pdac["train"] - 0.8 * 578) <= 1
     with pytest.raises(UserError, match=r"274 cases that may have pdac or not|1964 cases that may have pdac or not"):
         split(manifest, [*cases, *test_cases], root=tmp_path, reports={})
+
+
+def test_all_cases_of_a_patient_come_into_one_part(tmp_path):
+    """A third of the patients has up to five scans; a scan in a list takes the patient's others with it."""
+    ids = [f"{patient:06}_{scan:05}" for patient in range(600) for scan in range(1, 2 + (patient % 5 if patient % 3 == 0 else 0))]
+    cases = [replace(cases_of(1)[0], id=case_id) for case_id in ids]
+    (tmp_path / "test.txt").write_text("000012_00002\n")
+    reports = {case_id: Report(case_id, [], {"voxels": {"pdac": int(case_id.endswith("2")), "pancreas": 9}}) for case_id in ids}
+    rule = SplitRule(parts={"train": 0.8, "validation": 0.2}, patient="[0-9]+", stratify_by="pdac", lists={"test": "test.txt"})
+    parts = split(manifest_with(rule), cases, root=tmp_path, reports=reports)
+    of_patients = {}
+    for case_id, part in parts.items():
+        of_patients.setdefault(case_id[:6], set()).add(part)
+    assert all(len(found) == 1 for found in of_patients.values())
+    assert sorted(case_id for case_id in ids if parts[case_id] == "test") == ["000012_00001", "000012_00002", "000012_00003"]
+    assert abs(Counter(parts.values())["validation"] - 0.2 * (len(ids) - 3)) <= 5
+    (tmp_path / "test.txt").write_text("000012_00002\n")
+    both = [replace(case, part="train") if case.id == "000012_00001" else case for case in cases]
+    with pytest.raises(UserError, match="cases of the patient '000012' in train and in test"):
+        split(manifest_with(rule), both, root=tmp_path, reports=reports)
+    with pytest.raises(UserError, match=r"split\.patient: '\[0-9\]\+' finds no patient in the case id 'x_1'"):
+        split(manifest_with(rule), [*cases, replace(cases[0], id="x_1")], root=tmp_path, reports=reports)
 
 
 def test_the_paper_s_numbers_of_the_others():
@@ -185,6 +217,19 @@ def test_layouts_and_lists_come_before_shares(tmp_path):
     (tmp_path / "held_out.txt").unlink()
     with pytest.raises(UserError, match=r"held_out\.txt: no such file"):
         split(manifest_with(rule), cases, root=tmp_path)
+
+
+def test_a_case_that_is_put_into_two_parts_is_told_and_not_split(tmp_path):
+    """A test case of the layout that a list trains on, or one that stands in two lists, would be trained and tested on."""
+    cases = [replace(case, part="test") if n < 3 else case for n, case in enumerate(cases_of(13))]
+    rule = SplitRule(parts={"train": 0.5, "validation": 0.5}, lists={"train": "train.txt", "test": "test.txt"})
+    (tmp_path / "test.txt").write_text("CT-00001\nCT-00005\n")
+    (tmp_path / "train.txt").write_text("CT-00007\n")
+    assert split(manifest_with(rule), cases, root=tmp_path)["CT-00005"] == "test"
+    for listed in ("CT-00002", "CT-00005"):
+        (tmp_path / "train.txt").write_text(f"{listed}\n")
+        with pytest.raises(UserError, match=rf"t[a-z]+\.txt: found '{listed}' among the t[a-z]+ cases, but its layout or another list has it in t"):
+            split(manifest_with(rule), cases, root=tmp_path)
 
 
 @pytest.mark.parametrize("fields", [{"parts": {"train": 0.8}, "folds": 5}, {"parts": {"train": 0.8, "test": 0.3}}, {"lists": {"test": "../x"}}, {"folds": 1}])

@@ -144,6 +144,11 @@ def test_a_wrong_field_is_one_line(edited, old, new, parts):
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "alias"),
         ("name: 2024-13-45", "YAML"),
         ("x" * 2_000_001, "2000001 bytes"),
+        ("epochs: !!int ''", "a tag"),
+        ("title: !!timestamp soon", "a tag"),
+        ("title: !!bool soon", "a tag"),
+        ("epochs: " + "1:" * 200 + "1.5", "base 60"),
+        ("epochs: 0x" + "f" * 5000, "many digits"),
     ],
 )
 def test_hostile_or_broken_yaml_is_one_line(edited, content, part):
@@ -220,6 +225,7 @@ def test_merges_of_the_paper():
         ("modality: CT", "modality: CT\nlayouts: [{name: x, image: '../{case}.nii'}]", ["layouts[0].image", "relative path"]),
         ("modality: CT", "modality: CT\nlayouts: [{name: x, image: '{case}.nii', modality: US}]", ["layouts[0].modality", "other_windows"]),
         ("modality: CT", "modality: CT\nother_windows: {MRI: [5, 1]}", ["other_windows", "low before high"]),
+        ("modality: CT", "modality: CT\nother_windows: {CT: [0, 1]}", ["other_windows of other modalities", "intensity_window"]),
         ("modality: CT", "modality: CT\nsplit: {stratify_by: heart}", ["split.stratify_by", "'heart'"]),
         ("modality: CT", "modality: CT\nsplit: {fold: 5}", ["split.fold", "unknown field", "folds"]),
         ("modality: CT", "modality: CT\nexpected_cases: 0", ["expected_cases"]),

@@ -79,6 +79,13 @@ def test_no_case_is_one_line():
         planned(4, [])
 
 
+@pytest.mark.parametrize("spacing_mm", [(0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, float("nan")), (1.0, 1.0, float("inf"))], ids=str)
+def test_a_spacing_that_is_none_is_one_line(spacing_mm):
+    with pytest.raises(UserError, match=r"^spacing: found .*, expected three lengths in mm above 0") as caught:
+        planned(4, spacing_mm=spacing_mm)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd", "scan.mha"])
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SPL", "AIR"])
 def test_a_grid_is_read_from_the_header_in_any_order_of_axes(name, axes, tmp_path):

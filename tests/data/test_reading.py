@@ -10,7 +10,8 @@ import SimpleITK as sitk
 from monai.transforms import LoadImage
 
 from homelib.data.fix import save
-from homelib.data.reading import ReadFault, Volume, read, read_label
+from homelib.data.parallel import over
+from homelib.data.reading import ReadFault, Volume, files_of, read, read_label
 from homelib.errors import UserError
 
 _spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
@@ -97,3 +98,46 @@ def test_a_fault_is_a_user_error_in_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         read(tmp_path / "gone.nii.gz")
     assert str(caught.value) == f"{tmp_path / 'gone.nii.gz'}: found no such file, expected a file that can be read. Check the path, or fetch the data again."
+
+
+def test_slices_of_a_tilted_gantry_lie_where_they_say(tmp_path):
+    """Each slice 1 mm further to the back than the one below: axes that lean, which is told, and not slices straight above each other."""
+    folder = corpus.Writer(tmp_path, "x", 3).dicom(ImagePositionPatient=lambda k: [-20, -30 + 1.0 * k, -40 + 2.5 * k])
+    scan = read(folder)
+    np.testing.assert_allclose(scan.affine @ [0, 0, 4, 1], [20, 30 - 4, -40 + 10, 1], atol=1e-4)
+    assert [remark.check for remark in scan.remarks] == ["sheared"]
+
+
+def test_what_is_no_image_among_masks_is_no_mask(tmp_path):
+    folder = corpus.Writer(tmp_path, "x", 0).masks() / "segmentations"
+    (folder / "spleen.txt").write_text("volume: 12 ml")
+    assert read_label(folder, {1: "liver", 5: "spleen"}).data.max() == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "found"),
+    [
+        ("scan.mhd", "NDims = 3\nElementDataFile = scan.raw\n", ["scan.raw"]),
+        ("scan.mhd", "NDims = 3\nElementDataFile = LIST\na.raw\nb.raw\n", ["a.raw", "b.raw"]),
+        ("scan.mhd", "NDims = 3\nElementDataFile = s%02d.raw 1 2 1\n", ["s01.raw", "s02.raw"]),
+        ("scan.mhd", "NDims = 3\nElementDataFile = LOCAL\n", []),
+        ("scan.mhd", "NDims = 3\nElementDataFile = gone.raw\n", []),
+        ("scan.mhd", f"NDims = 3\nElementDataFile = {'x' * 400}\n", []),
+        ("scan.mhd", "NDims = 3\nElementDataFile = /%d/** 1 2\n", []),
+        ("scan.nhdr", "NRRD0004\ndimension: 3\ndata file: scan.raw\n", ["scan.raw"]),
+        ("scan.nhdr", "no header", []),
+        ("scan.nrrd", "NRRD0004\ndata file: scan.raw\n", []),
+    ],
+)
+def test_the_files_of_a_header(tmp_path, name, header, found):
+    for file in ("scan.raw", "a.raw", "b.raw", "s01.raw", "s02.raw"):
+        (tmp_path / file).write_bytes(b"x")
+    (tmp_path / name).write_text(header)
+    assert files_of(tmp_path / name) == [tmp_path / name, *(tmp_path / file for file in found)]
+
+
+def test_a_fault_comes_back_from_another_process_as_it_was(tmp_path):
+    missing = [tmp_path / "a.nii", tmp_path / "b.nii"]
+    for index, fault in over(read, missing, workers=2):
+        assert isinstance(fault, ReadFault)
+        assert (fault.check, fault.path) == ("missing", str(missing[index]))
