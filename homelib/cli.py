@@ -95,7 +95,7 @@ def train(
     from .config import override, preset
     from .data.cases import demo_data, with_demo_cases
     from .data.cases import prepared as prepared_demo
-    from .run.cohort import Cohort, DataSet, cohort
+    from .run.cohort import Cohort, DataSet, cohort, folds_of
     from .run.signals import STATUS, Stopped
     from .run.train import fit
     from .study.folds import train_folds
@@ -116,6 +116,8 @@ def train(
         say(demo.message)
         made = Cohort(settings, tuple(prepared_demo(settings, demo)), ())
     elif fold != "all" or estimate:
+        if fold == "all":
+            say(f"Below is one fold; all {folds_of(sets)} take as many times as long.")
         made = cohort(start, sets, fold=None if fold is None else 0 if fold == "all" else int(fold), changes=changes)
     if estimate:
         print_estimate(made, console)
@@ -149,21 +151,21 @@ def predict(
     join: Annotated[list[Path], typer.Option("--with", help="another run to average with; may be repeated")] = [],  # noqa: B006
     root: Annotated[Path | None, typer.Option(help="folder of the run's data set, in place of INPUT")] = None,
     part: Annotated[str, typer.Option(help="of that data set: train, validation, test, fold-0 or all")] = "test",
-    modality: Annotated[str | None, typer.Option(help="CT, MRI or US, where the data set has several")] = None,
+    modality: Annotated[str | None, typer.Option(help="CT, MRI or US, where the run's data sets have several")] = None,
     mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help="average over mirror images; default the run's setting")] = None,
     one_piece: Annotated[list[str], typer.Option(help="keep the largest piece of a class; may be repeated; default the run's")] = [],  # noqa: B006
     probabilities: Annotated[bool, typer.Option("--probabilities", help="write each class's probability too")] = False,
+    accelerator: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default the run's setting")] = None,
 ) -> None:
     """Segment scans with a trained run, each on its own grid and in its own format. Called again, it does only what is missing."""
-    from .data.manifest import load_manifest
-    from .run.inputs import find_inputs, find_part
+    from .run.inputs import find_inputs, find_part, manifest_for
     from .run.predict_all import Ensemble, predict_all
 
     if bool(images) == bool(root):
         raise UserError("INPUT: expected scans, or a data set's folder by --root; found " + ("both." if root else "neither."))
-    ensemble = Ensemble.of([folder, *join])
+    ensemble = Ensemble.of([folder, *join], accelerator=accelerator)
     changes = ({} if mirror is None else {"mirror": mirror}) | ({"one_piece": tuple(one_piece)} if one_piece else {})
-    manifest = load_manifest(ensemble.settings.data.manifest)
+    manifest = manifest_for(ensemble.settings.data, modality)
     cases = find_part(manifest, root, part) if root else find_inputs(images, manifest, modality=modality)
 
     def say(line: str) -> None:
@@ -187,7 +189,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    predicted: Annotated[Path, typer.Argument(metavar="RUN|PRED", help="run folder; or labels: a file, or a folder of files paired by case id")],
+    predicted: Annotated[Path, typer.Argument(metavar="RUN|PRED|CSV", help="run folder; labels: a file, or a folder paired by case id; or a metrics.csv")],
     reference: Annotated[Path | None, typer.Argument(metavar="[REF]", help="reference labels, as PRED")] = None,
     data: Annotated[str | None, typer.Option(help="data set whose raw labels the references hold; default: labels.json beside PRED")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="PRED holds the data set's raw labels too")] = False,
@@ -197,7 +199,15 @@ def evaluate(
     tolerance: Annotated[list[float], typer.Option(help="mm of the surface distance NSD; may be repeated")] = [1.0, 2.0, 3.0],  # noqa: B006
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
 ) -> None:
-    """Measure labels against references, on the files' own grids; or a run on the demo's patients, beside baselines."""
+    """Measure labels against references, on the files' own grids; or a run on the demo's patients, beside baselines.
+
+    A metrics.csv in place of both is not measured again: its rows are averaged under another --convention.
+    """
+    if reference is None and predicted.suffix == ".csv":
+        from .study.evaluation_report import evaluate_rows
+
+        evaluate_rows(predicted, console, data=data, convention=convention)
+        return
     if reference is None:
         from .data.cases import demo_data
         from .run.folder import Run

@@ -294,7 +294,7 @@ def describe(error: ValidationError, tree: type[BaseModel]) -> str:
         if fault["type"] == "extra_forbidden":
             faults.append(unknown_field(name, tree))
         else:  # a rule over the whole tree names its fields itself
-            faults.append(f"{name}: found {_short(fault['input'])}; {message}" if name else message)
+            faults.append(f"{name}: found {shortened(fault['input'])}; {message}" if name else message)
     return "; ".join(faults) + "."
 
 
@@ -336,7 +336,8 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return Settings(**tree)
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value for a line of text, 80 characters at most."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

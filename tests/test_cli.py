@@ -260,7 +260,7 @@ def test_train_again_goes_on_and_with_other_settings_is_refused(run, home, mista
     assert "3 steps" in out
     assert "SYNTHETIC" in out
     assert f"home evaluate {run}" in out
-    assert "holds a run with other settings (training)" in mistake("train", run, *same, "training.steps=4")
+    assert "holds a run with other settings (training.steps was 3, is 4)" in mistake("train", run, *same, "training.steps=4")
     assert (run / "best.safetensors").read_bytes() == before
 
 

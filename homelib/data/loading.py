@@ -83,7 +83,13 @@ class Patches:
         transform = self.transforms[index].set_random_state(int(rng.integers(2**32)))
         case = self.cases[index]
         image, label = (volume if isinstance(volume, Chunked) else volume[None] for volume in (case.image, case.label))
-        done = transform({"image": image, "label": label, "places": places})
+        try:
+            done = transform({"image": image, "label": label, "places": places})
+        except RuntimeError as error:  # MONAI's, around whatever a transform has raised: a file that is gone, say
+            cause = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            raise cause or error from None
         return done["image"].float(), done["label"].long()
 
     def loader(self, *, steps: range, size: int, workers: int = 0) -> DataLoader:

@@ -63,7 +63,8 @@ class PreparedCase:
     image: (D, H, W) float32, in the unit of the scan. label: (D, H, W) uint8 class indices, or None. affine: (4, 4), voxel to mm (RAS+).
     native_shape, native_affine: the grid of the scan's file, to which predictions are taken back.
     places: where the classes are; None where the label is at hand to be looked through. shares: (D, H, W) float32 for each class, background
-    first, where they were asked for: `to_native` takes them as it takes probabilities.
+    first, where they were asked for: `to_native` takes them as it takes probabilities. fingerprint: of what its file was prepared from, wherever
+    its volumes are now; None for one without a file.
     """
 
     case: Case
@@ -74,6 +75,7 @@ class PreparedCase:
     native_affine: np.ndarray
     places: Places | None = None
     shares: tuple[Chunked, ...] = ()
+    fingerprint: str | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -95,7 +97,7 @@ class PreparedCase:
         manifest = manifest or load_manifest(case.manifest)
         if kept.facts.get("classes") != _classes(manifest) or kept.facts["window"] not in (None, list(manifest.window_of(case.modality))):
             raise UserError(f"{path}: was prepared with other classes, or another window, than {manifest.reference} has now. Prepare the data again.")
-        return cls(case, kept.image, kept.label, *_grid(kept.facts), places=kept.places, shares=kept.shares)
+        return cls(case, kept.image, kept.label, *_grid(kept.facts), places=kept.places, shares=kept.shares, fingerprint=kept.facts["fingerprint"])
 
 
 def read_array(path: str | Path, *, what: str = "image", labels: dict[int, str] | None = None) -> tuple[np.ndarray, np.ndarray]:

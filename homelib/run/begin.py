@@ -1,43 +1,54 @@
 """What is seen to before a training begins: its settings and cases fit each other, its devices are there, its folder is its own."""
 
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 
+import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ..config import Settings, TrainingConfig
+from ..config import Settings, TrainingConfig, field_names, shortened
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from .folder import Run, written_whole
 from .mixture import label_space
 
 MEANS = ("accelerator", "workers", "loggers", "checkpoint_every")  # settings that change how a run is computed, not what: they may differ when it goes on
+NAMES_TOLD = 3  # settings that differ
 
 OnValidation = Callable[[int, nn.Module], dict[str, float]]
 
 
 def launched(config: TrainingConfig) -> Fabric:
-    """Fabric with the devices of the settings, and its other processes where there are several."""
+    """Fabric with the devices of the settings, and its other processes where there are several. Raises UserError for devices that are not there."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     strategy: object = config.strategy
     if config.strategy == "fsdp":
+        if config.accelerator not in ("auto", "cuda") or not torch.cuda.is_available():
+            raise UserError(f"training.strategy: found fsdp on {config.accelerator}, expected a CUDA GPU for it. Set training.strategy=ddp.")
         from lightning_fabric.strategies import FSDPStrategy
 
         from ..network.unet import Block
 
         strategy = FSDPStrategy(auto_wrap_policy={Block})
-    try:
-        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes, strategy=strategy, precision=config.precision)
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"training.accelerator {config.accelerator}, devices {config.devices}, strategy {config.strategy}: {reason}") from None
+    fabric = on_devices(config, devices=config.devices, num_nodes=config.num_nodes, strategy=strategy)
     if config.devices * config.num_nodes > 1 or config.strategy != "auto":
         # of 1x1x1 convolutions, whose two memory formats are one
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         fabric.launch()
     return fabric
+
+
+def on_devices(config: TrainingConfig, *, devices: int = 1, num_nodes: int = 1, strategy: object = "auto") -> Fabric:
+    """Fabric with the accelerator and precision of the settings. Raises UserError where it cannot have the devices."""
+    try:
+        return Fabric(accelerator=config.accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=config.precision)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"training.accelerator {config.accelerator}, devices {devices}, strategy {config.strategy}: {reason}") from None
 
 
 def check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:
@@ -56,15 +67,20 @@ def check(settings: Settings, validation: Sequence[PreparedCase], on_validation:
         raise UserError("training.strategy: found fsdp with a function of its own at validation, which one process alone would call; choose ddp.")
 
 
+def _differences(theirs: Settings, ours: Settings) -> list[str]:
+    """`training.steps was 6, is 7` for each of the first settings that differ."""
+    pairs = {name: [operator.attrgetter(name)(settings) for settings in (theirs, ours)] for name in field_names(Settings)}
+    told = [f"{name} was {shortened(was)}, is {shortened(now)}" for name, (was, now) in pairs.items() if was != now]
+    return told[:NAMES_TOLD] + (["..."] if len(told) > NAMES_TOLD else [])
+
+
 def claim(run: Run, settings: Settings) -> None:
     """Make the folder this run's, or see that it is; settings of `MEANS` may be new."""
     if run.settings_file.exists() and (theirs := run.settings) != settings:
         alike = theirs.model_copy(update={"training": theirs.training.model_copy(update={name: getattr(settings.training, name) for name in MEANS})})
         if alike != settings:
-            differ = [k for k in type(settings).model_fields if getattr(alike, k) != getattr(settings, k)]
-            raise UserError(
-                f"{run.folder}: holds a run with other settings ({', '.join(differ)}); nothing was changed. Choose another name, or delete the folder."
-            )
+            told = ", ".join(_differences(alike, settings))
+            raise UserError(f"{run.folder}: holds a run with other settings ({told}); nothing was changed. Choose another name, or delete the folder.")
     run.folder.mkdir(parents=True, exist_ok=True)
     if not run.settings_file.exists() or run.settings != settings:
         with written_whole(run.settings_file) as part:

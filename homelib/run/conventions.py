@@ -4,7 +4,7 @@ Each convention says which HD95 it takes, what a missed, a spurious and an absen
 themselves (`homelib.run.evaluate`) stay as they are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -78,11 +78,10 @@ _ALL = (
     ),
 )
 CONVENTIONS: dict[str, Convention] = {convention.name: convention for convention in _ALL}
-_FETA = Convention("paper", "the paper's FeTA mean, as its tables suggest: the background counts as an eighth class; the rest as ours", background=True)
-_PANORAMA = Convention(
-    "paper", "the paper's PANORAMA mean, as its tables suggest: over all pairs of case and labelled structure; the rest as ours", order="pairs"
-)
-_PAPER = Convention("paper", "the paper's mean over classes; how it treats empty masks it does not say, here as ours")
+_HD95 = "HD95 of surface voxels (Eq. 22), over the cases that have the class (Eq. 23); how a missed structure counts it does not say, here as ours"
+_PAPER = Convention("paper", f"the paper's mean over cases, then over classes; {_HD95}", distance=Empty(spurious=NONE), distance_metric="hd95_voxels")
+_FETA = replace(_PAPER, definition=f"the paper's FeTA mean, as its tables suggest: the background counts as an eighth class; {_HD95}", background=True)
+_PANORAMA = replace(_PAPER, definition=f"the paper's PANORAMA mean, as its tables suggest: over all pairs of case and structure; {_HD95}", order="pairs")
 _OF_DATA = {"feta_2022": _FETA, "panorama": _PANORAMA}
 
 

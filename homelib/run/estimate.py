@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from ..config import Settings
 from ..data.cache import Chunked
 from ..data.plan import GIB, Demand
 from ..data.prepare import PreparedCase
+from .begin import on_devices
 from .checkpoint import build_network
 from .guard import is_out_of_memory, out_of_memory
 from .mixture import source_of
@@ -31,7 +31,7 @@ PAPER_SHARE = 0.85
 class Estimate:
     """step_seconds: one step of one device, here. patch_seconds: making one patch in one process. patch_mib: read for it. memory_gib: of a device.
 
-    steps, patches: of the whole training. device: what was measured on.
+    steps, patches: of the whole training, on all its devices. step_patches: of one step of one device. device: what was measured on.
     """
 
     step_seconds: float
@@ -40,12 +40,13 @@ class Estimate:
     memory_gib: float
     steps: int
     patches: int
+    step_patches: int
     workers: int
     device: str
 
     def rows(self) -> list[dict]:
         """By number of GPUs: hours if steps were all there is to wait for, MiB a second that patches take from the disk, and processes a GPU that keep up."""
-        patch_step = self.step_seconds * self.steps / self.patches  # seconds a patch of one device, if all work all the time
+        patch_step = self.step_seconds / self.step_patches  # seconds a patch of one device
         needed = math.ceil(self.patch_seconds / patch_step)
         rows = []
         for gpus in GPUS:
@@ -63,9 +64,12 @@ def paper_seconds_a_patch() -> float:
 
 
 def estimate(settings: Settings, cases: Sequence[PreparedCase]) -> Estimate:
-    """Measure a few steps and patches of a training on the device of the settings; nothing is written, and no other process started."""
+    """Measure a few steps and patches of a training on the device of the settings; nothing is written, and no other process started.
+
+    Raises UserError: no such device, or no memory on it for a step.
+    """
     config = settings.training
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    fabric = on_devices(config)
     with torch.random.fork_rng():
         network = fabric.setup_module(build_network(settings))
     optimizer = fabric.setup_optimizers(build_optimizer(network, config))
@@ -95,7 +99,8 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase]) -> Estimate:
         _read_mib(settings, cases),
         held,
         config.steps,
-        config.steps * config.patches_a_step // (config.devices * config.num_nodes) * (config.devices * config.num_nodes),
+        config.steps * config.patches_a_step,
+        config.batch_size * config.accumulate,
         config.workers,
         name,
     )

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import TrainingConfig
 from ..data.parallel import new_processes
+from ..errors import UserError
 
 Batch = tuple[Tensor, ...]  # images (B, 1, D, H, W) float32, labels (B, 1, D, H, W) int64, and for several data sets labelled (B, classes) bool
 AHEAD = 2  # batches that a worker makes before they are asked for
@@ -47,9 +48,17 @@ class Feed:
                 order, batch_size=config.batch_size, num_workers=config.workers, collate_fn=_stacked, multiprocessing_context=context, generator=generator,
                 prefetch_factor=AHEAD, pin_memory=config.accelerator != "cpu" and torch.cuda.is_available(),
             )  # fmt: skip
-            batches = iter(loader)
+            batches = _told_in_a_line(loader)
         for step in range(first, end):
             yield step, [tuple(next(batches)) for _ in range(config.accumulate)]
+
+
+def _told_in_a_line(loader: DataLoader) -> Iterator[Batch]:
+    """A user's mistake that a loading process finds arrives with that process's traceback as its text; the mistake itself stands in the last line."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rstrip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from None
 
 
 class _InOrder(Dataset):

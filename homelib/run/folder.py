@@ -81,9 +81,12 @@ class Run:
 
     @property
     def status(self) -> dict:
-        """What status.json says: state, time, and by state the steps done, the seconds, or the error."""
+        """What status.json says: state, time, and by state the steps done, the seconds, or the error. Raises UserError where it is damaged."""
         status = self.folder / "status.json"
-        return json.loads(status.read_text()) if status.exists() else {"state": "queued"}
+        try:
+            return {"state": "queued"} | (json.loads(status.read_text()) if status.exists() else {})
+        except (ValueError, TypeError):
+            raise UserError(f"{status}: no JSON object, expected the state of the run. Delete it; the same training writes it anew.") from None
 
     @property
     def state(self) -> State:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config import DataConfig
 from ..data.layouts import IMAGE_SUFFIXES, find_cases
-from ..data.manifest import Case, Manifest
+from ..data.manifest import Case, Manifest, load_manifest
 from ..data.split import split
 from ..errors import UserError
 
@@ -30,6 +31,12 @@ def find_inputs(paths: Sequence[str | Path], manifest: Manifest, *, modality: st
         if (other := seen.setdefault(case.id, case.image)) != case.image:
             raise UserError(f"{case.image}: found the same name as {other}, expected a name of its own for each case. Rename one, or predict them apart.")
     return list(dict.fromkeys(cases))
+
+
+def manifest_for(data: DataConfig, modality: str | None) -> Manifest:
+    """Of a run's data sets the first that has a window for a modality, as scans are prepared by it; the run's first where none is asked for, or none has."""
+    manifests = [load_manifest(name) for name in (data.manifest, *data.also)]
+    return next((manifest for manifest in manifests if modality in manifest.modalities), manifests[0])
 
 
 def find_part(manifest: Manifest, root: str | Path, part: str) -> list[Case]:
@@ -67,9 +74,9 @@ def suffix_of(path: Path) -> str:
 
 
 def _id(path: Path) -> str:
-    name = path.name
+    name = path.name if path.name not in ("", "..") else path.resolve().name  # the folder where the user is, say
     for suffix in IMAGE_SUFFIXES:
         if path.is_file() and name.endswith(suffix):
             name = name.removesuffix(suffix)
             break
-    return name.removesuffix("_0000") or path.name
+    return name.removesuffix("_0000") or name

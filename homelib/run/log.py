@@ -1,6 +1,7 @@
 """What a training tells as it runs: a row a step in history.csv, TensorBoard for who asks, a line an interval, and a bar on a terminal."""
 
 import csv
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -86,8 +87,8 @@ class Progress:
         """What an interval was: median loss, rate, gradient norm, Dice where there is one, time a step, memory."""
         last, first = rows[-1], rows[0]
         took = (last["seconds"] - first["seconds"]) / max(1, len(rows) - 1)
-        told = [f"step {last['step'] + 1}/{self.steps}", f"loss {statistics.median(row['loss'] for row in rows):.3f}"]
-        told += [f"rate {last['learning_rate']:.2g}", f"gradient {statistics.median(row['gradient_norm'] for row in rows):.2g}"]
+        told = [f"step {last['step'] + 1}/{self.steps}", f"loss {_median(rows, 'loss'):.3f}"]
+        told += [f"rate {last['learning_rate']:.2g}", f"gradient {_median(rows, 'gradient_norm'):.2g}"]
         told += [f"{name.replace('_', ' ')} {last[name]:.3f}" for name in last if name.endswith("dice")]
         told += [f"best {best:.3f}"] if best is not None else []
         told += [f"{took:.3g} s a step"] + ([f"{memory_gib:.1f} GiB"] if memory_gib else []) + ([f"{skipped} steps skipped"] if skipped else [])
@@ -99,6 +100,12 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def _median(rows: Sequence[dict], name: str) -> float:
+    """Of the steps that were taken; NaN where none was."""
+    taken = [row[name] for row in rows if math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])]
+    return statistics.median(taken) if taken else math.nan
 
 
 def memory_gib() -> float | None:

@@ -77,11 +77,14 @@ def metric_of(name: str) -> Metric:
 
 
 def tolerance_of(name: str) -> float:
-    """mm of `nsd_2mm`, `nsd_0.5mm`. Raises KeyError where no number stands there."""
+    """mm of `nsd_2mm`, `nsd_0.5mm`. Raises KeyError where no such length stands there."""
     try:
-        return float(name.removeprefix("nsd_").removesuffix("mm"))
+        tolerance = float(name.removeprefix("nsd_").removesuffix("mm"))
     except ValueError:
         raise KeyError(name) from None
+    if not 0 <= tolerance < float("inf"):  # NaN neither
+        raise KeyError(name)
+    return tolerance
 
 
 def value_if_empty(metric: Metric, predicted_empty: bool, reference_empty: bool, *, diagonal_mm: float) -> float | None:

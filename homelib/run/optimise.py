@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..config import TrainingConfig
 
 # The encoder of our networks, and of MONAI's U-Net, in whatever they are wrapped; the U-Net's conv_0 goes with its down_1.
-ENCODER = re.compile(r"(?:_forward_module\.|module\.|network\.)*(?:stages\.(?P<stage>\d+)|down_(?P<down>\d+)|conv_0)\.")
+ENCODER = re.compile(r"(?:_forward_module\.|_fsdp_wrapped_module\.|module\.|network\.)*(?:stages\.(?P<stage>\d+)|down_(?P<down>\d+)|conv_0)\.")
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

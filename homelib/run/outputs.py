@@ -41,8 +41,24 @@ def write_label(label: np.ndarray, affine: np.ndarray, path: Path, *, classes: i
 def write_label_map(class_names: Sequence[str], path: Path) -> Path:
     """JSON from class index to name, background included."""
     with written_whole(path) as part:
-        part.write_text(json.dumps({str(index): name for index, name in enumerate(class_names)}, indent=1) + "\n")
+        part.write_text(json.dumps(_label_map(class_names), indent=1) + "\n")
     return path
+
+
+def _label_map(class_names: Sequence[str]) -> dict[str, str]:
+    return {str(index): name for index, name in enumerate(class_names)}
+
+
+def require_label_map(class_names: Sequence[str], path: Path) -> None:
+    """Raises UserError where there is a file of this name already that is another label map, or none: it is a user's, and not written over."""
+    if not path.exists():
+        return
+    try:
+        alike = json.loads(path.read_text()) == _label_map(class_names)
+    except ValueError:
+        alike = False
+    if not alike:
+        raise UserError(f"{path}: exists already, is no label map of {', '.join(class_names[1:4])}, ..., and is left as it is. Choose another --out.")
 
 
 class ProbabilityMaps:

@@ -91,10 +91,14 @@ def _by_case(folder: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Measure:
-    """How pairs are measured. manifest: maps raw reference labels to classes; None takes both files' values as class indices."""
+    """How pairs are measured. manifest: maps raw reference labels to classes; None takes both files' values as class indices.
+
+    predicted_names: what the predictions' indices stand for, where a manifest is given; empty: `class_names`.
+    """
 
     class_names: tuple[str, ...]
     manifest: str | None = None
+    predicted_names: tuple[str, ...] = ()
     method: str = "prediction"
     label_origin: str = "UNSTATED"
     metrics: tuple[str, ...] = FULL
@@ -104,22 +108,46 @@ class Measure:
 
     @property
     def all_metrics(self) -> tuple[str, ...]:
-        return (*self.metrics, *(NSD.format(f"{mm:g}") for mm in self.tolerances_mm))
+        return tuple(dict.fromkeys((*self.metrics, *(NSD.format(f"{mm:g}") for mm in self.tolerances_mm))))
 
 
 def class_names_of(predicted: Path, manifest: Manifest | None) -> tuple[str, ...]:
     """Of the manifest, else of the label map beside the predictions. Raises UserError where neither is there."""
     if manifest is not None:
         return manifest.class_names
-    path = (predicted if predicted.is_dir() else predicted.parent) / LABEL_MAP
-    if predicted.is_file() and (own := predicted.with_name(f"{_stem(predicted)}.{LABEL_MAP}")).exists():
-        path = own
-    if not path.exists():
+    if not (path := _map_beside(predicted)).exists():
         raise UserError(f"{path}: no such file; expected the names of the classes there, or a data set by --data NAME.")
+    return _read_map(path)
+
+
+def predicted_names_of(predicted: Path, manifest: Manifest) -> tuple[str, ...]:
+    """What the predictions' class indices stand for: by the label map beside them, else what they do in the manifest.
+
+    A network of several data sets numbers the classes of their union; those that the manifest lacks are background to it.
+
+    Raises UserError: a label map without one of the manifest's classes, or one that cannot be read.
+    """
+    if not (path := _map_beside(predicted)).exists():
+        return manifest.class_names
+    names = _read_map(path)
+    if missing := [name for name in manifest.class_names if name not in names]:
+        raise UserError(
+            f"{path}: found no {missing[0]} among {', '.join(names[1:])}, expected every class of {manifest.name}. "
+            "Correct the name there, or give a manifest with the classes that were predicted."
+        )
+    return names
+
+
+def _map_beside(predicted: Path) -> Path:
+    own = predicted.with_name(f"{_stem(predicted)}.{LABEL_MAP}")
+    return own if predicted.is_file() and own.exists() else (predicted if predicted.is_dir() else predicted.parent) / LABEL_MAP
+
+
+def _read_map(path: Path) -> tuple[str, ...]:
     try:
         named = {int(value): str(name) for value, name in json.loads(path.read_text()).items()}
     except (ValueError, AttributeError):
-        raise UserError(f'{path}: no label map; expected JSON such as {{"1": "liver"}}. Give a data set by --data NAME.') from None
+        raise UserError(f'{path}: no label map; expected JSON such as {{"1": "liver"}}. Mend it, or move it away and give a data set by --data NAME.') from None
     return ("background", *(named.get(value, f"class_{value}") for value in range(1, max(named, default=0) + 1)))
 
 
@@ -163,7 +191,7 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
     if (apart := apart_mm(p_affine, r_affine, R.shape)) > APART_MM:
         raise UserError(f"{pair.predicted}: lies up to {apart:.3g} mm from its reference, expected at most {APART_MM}; left out. Check its affine.")
     if manifest is not None:
-        R, P = manifest.merge(R), manifest.merge(P) if how.raw_predictions else _indices(P, pair.predicted, len(how.class_names))
+        R, P = manifest.merge(R), manifest.merge(P) if how.raw_predictions else _renumbered(P, pair.predicted, how)
     else:
         P, R = (_indices(volume, path, len(how.class_names)) for volume, path in ((P, pair.predicted), (R, pair.reference)))
     return evaluate(
@@ -180,6 +208,13 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
     )
 
 
+def _renumbered(volume: np.ndarray, path: Path, how: Measure) -> np.ndarray:
+    """A prediction by the indices of `class_names`; what it calls by another name is background."""
+    names = how.predicted_names or how.class_names
+    table = np.array([how.class_names.index(name) if name in how.class_names else 0 for name in names], np.uint8)
+    return table[_indices(volume, path, len(names))]
+
+
 def _indices(volume: np.ndarray, path: Path, classes: int) -> np.ndarray:
     """A volume of class indices as integers. Raises UserError for values that are none."""
     whole = volume if volume.dtype.kind in "iu" else np.round(volume)
@@ -187,6 +222,21 @@ def _indices(volume: np.ndarray, path: Path, classes: int) -> np.ndarray:
     if low < 0 or high >= classes or (whole is not volume and not np.array_equal(whole, volume)):
         raise UserError(f"{path}: found values from {volume.min():g} to {volume.max():g}, expected class indices, 0 to {classes - 1}; left out. Check it.")
     return whole.astype(np.uint8 if classes <= 256 else np.uint16, copy=False)
+
+
+def read_rows(path: Path, *, columns: Sequence[str] = ("case", "class", "metric", "value")) -> pd.DataFrame:
+    """The tidy CSV again, ids as text. Raises UserError: no such file, no CSV, `columns` missing, no rows."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `home evaluate` writes it.")
+    try:
+        rows = pd.read_csv(path, dtype={"case": str})
+    except (ValueError, UnicodeDecodeError):
+        raise UserError(f"{path}: cannot be read as a CSV, expected what `home evaluate` writes.") from None
+    if missing := set(columns) - set(rows):
+        raise UserError(f"{path}: no column {', '.join(sorted(missing))}, expected what `home evaluate` writes.")
+    if rows.empty:
+        raise UserError(f"{path}: no rows, expected one a case, class and metric.")
+    return rows
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> Path:

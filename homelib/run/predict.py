@@ -21,6 +21,7 @@ from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from .folder import written_whole
+from .guard import is_out_of_memory
 from .mixture import label_space
 from .native import NativeLabels, to_native
 from .sliding import Network, Windows, finished_rows
@@ -50,8 +51,8 @@ def predict_label(
 ) -> np.ndarray:
     """Labels (native D, H, W) uint8 on the file's grid, of one network or the mean of several.
 
-    Where a GPU's memory does not suffice the case is begun again with half as many windows at a time, down to one, then with the sums in the
-    CPU's memory.
+    Where memory does not suffice the case is begun again with half as many windows at a time, down to one, then with the sums in the
+    CPU's memory instead of a GPU's.
 
     Args:
         networks: on one device.
@@ -79,8 +80,9 @@ def predict_label(
             for first_row, rows in _rows(networks, case, settings, windows, **how):
                 native.add(first_row, rows)
             return keep_largest_pieces(native.label, _one_piece(settings))
-        except torch.OutOfMemoryError:
-            pass  # what was held is freed when the exception is gone
+        except RuntimeError as error:  # of a GPU a kind of its own, of the machine's memory a plain one
+            if not is_out_of_memory(error):
+                raise  # else what was held is freed when the exception is gone
         del native
         on_window(-done)
         gc.collect()
@@ -89,10 +91,8 @@ def predict_label(
         if number + 1 < len(attempts):
             size, where = attempts[number + 1]
             say(f"{case.case.id}: out of memory on {device}; once more with {size} windows at a time, sums of {windows.count} windows on {where}.")
-    raise UserError(
-        f"{case.case.id}: not enough memory on {device} for one window of {'x'.join(map(str, windows.patch))} voxels, expected a device with more. "
-        "Set training.accelerator to cpu."
-    )
+    remedy = "Crop the scan, or predict on a machine with more" if device == CPU else "Predict with --accelerator cpu"
+    raise UserError(f"{case.case.id}: not enough memory on {device} for one window of {'x'.join(map(str, windows.patch))} voxels, expected more. {remedy}.")
 
 
 def memory_estimate(case: PreparedCase, settings: Settings) -> dict[str, int]:

@@ -21,9 +21,10 @@ from ..errors import UserError
 from ..paths import written_whole
 from .checkpoint import trained_network
 from .folder import Run
+from .guard import is_out_of_memory
 from .inputs import suffix_of
 from .mixture import label_space
-from .outputs import SUFFIXES, ProbabilityMaps, write_label, write_label_map
+from .outputs import SUFFIXES, ProbabilityMaps, require_label_map, write_label, write_label_map
 from .pairs import LABEL_MAP
 from .predict import memory_estimate, predict_label, windows_of
 
@@ -51,18 +52,26 @@ class Ensemble:
     fingerprint: str
 
     @classmethod
-    def of(cls, folders: Sequence[str | Path]) -> "Ensemble":
+    def of(cls, folders: Sequence[str | Path], *, accelerator: str | None = None) -> "Ensemble":
         """Trained runs; a folder without a run that holds runs `fold*` stands for all of these.
 
-        Raises UserError: no run, or runs that differ in what they were trained for (data, classes, spacing, patch).
+        Args:
+            folders: of runs for the same task.
+            accelerator: auto, cpu or cuda; None is the first run's. Without a GPU the CPU is taken, unless cuda is asked for here.
+
+        Raises:
+            UserError: no run, runs that differ in what they were trained for (data, classes, spacing, patch), or no such device.
         """
+        if accelerator not in (None, "auto", "cpu", "cuda") or (accelerator == "cuda" and not torch.cuda.is_available()):
+            raise UserError(f"--accelerator: found {accelerator!r}, expected auto, cpu{', or cuda' if torch.cuda.is_available() else '; no GPU is here'}.")
         runs = [run for folder in folders for run in _runs(Path(folder))]
         settings = runs[0].settings
         for run in runs[1:]:
             for name, ours, theirs in _shared(settings, run.settings):
                 if ours != theirs:
                     raise UserError(f"{run.folder}: {name}: found {theirs}, expected {ours} as in {runs[0].folder}. Only runs for the same task can be joined.")
-        device = torch.device("cuda" if settings.training.accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
+        wanted = accelerator or settings.training.accelerator
+        device = torch.device("cuda" if wanted in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
         networks = tuple(trained_network(run).to(device) for run in runs)
         told = [sha256_of(run.weights_file) for run in runs]
         return cls(networks, settings, hashlib.sha256("".join(told).encode()).hexdigest())
@@ -91,7 +100,7 @@ def predict_all(
         say: told the memory estimate of each scan, and what is done where memory does not suffice.
 
     Raises:
-        UserError: nothing to predict, an `out` that is neither, or holds what other networks or settings have predicted.
+        UserError: nothing to predict, an `out` that is neither, or holds what other networks or settings have predicted, or a label map of others.
     """
     out = Path(out)
     as_file = out.name.endswith(SUFFIXES)
@@ -103,7 +112,9 @@ def predict_all(
         raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
     names = label_space(ensemble.settings.data).class_names
     folder = out.parent if as_file else out
+    label_map = out.with_name(f"{_stem(out)}.{LABEL_MAP}") if as_file else folder / LABEL_MAP
     done = None if as_file else _Done.open(folder, ensemble, probabilities)
+    require_label_map(names, label_map)
     bar = tqdm(total=0, unit="voxel", unit_scale=True, disable=not progress, file=sys.stderr, mininterval=1)
     results = []
     for number, case in enumerate(cases, start=1):
@@ -115,23 +126,31 @@ def predict_all(
         try:
             if path.exists():
                 raise UserError(f"{path}: exists already, of another scan or run, and is left as it is. Choose another --out.")
-            results.append(_one(case, ensemble, path, names, probabilities, bar, say))
+            label, affine = _one(case, ensemble, path, names, probabilities, bar, say)
             if done is not None:
-                done.add(case)
+                done.add(case)  # first, so that a run that is killed before the file has its name does the scan again
+            write_label(label, affine, path, classes=len(names))
+            counts = {name: int(np.count_nonzero(label == index)) for index, name in enumerate(names) if index}
+            results.append(Predicted(case.id, "predicted", path, shape=label.shape, voxels=counts))
         except UserError as error:
             results.append(Predicted(case.id, "failed", None, str(error)))
         except OSError as error:
             results.append(Predicted(case.id, "failed", None, f"{error.filename or path}: {error.strerror or error}. Check the scan, and the disk's room."))
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             results.append(Predicted(case.id, "failed", None, f"{case.image}: no memory left. Crop the scan, or predict on a machine with more."))
     bar.close()
-    if any(result.state == "predicted" for result in results):
-        write_label_map(names, path.with_name(f"{_stem(path)}.labels.json") if as_file else folder / LABEL_MAP)
+    if any(result.state != "failed" for result in results) and not label_map.exists():
+        write_label_map(names, label_map)
     return results
 
 
-def _one(case: Case, ensemble: Ensemble, path: Path, names: tuple[str, ...], probabilities: bool, bar: tqdm, say: Callable[[str], None]) -> Predicted:
-    """Prepare a scan into a file of its own, predict it from there, write it: its intensities are never whole in memory while windows are."""
+def _one(
+    case: Case, ensemble: Ensemble, path: Path, names: tuple[str, ...], probabilities: bool, bar: tqdm, say: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (D, H, W) uint8 of a scan, and its affine (4, 4): prepared into a file of its own and predicted from there, so that its intensities are
+    never whole in memory while windows are. Probabilities are written, where asked for."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "case.zip"
         prepare_into(kept, _unlabelled(case), preparation(spacing_mm=ensemble.settings.data.spacing_mm), told="")
@@ -150,9 +169,7 @@ def _one(case: Case, ensemble: Ensemble, path: Path, names: tuple[str, ...], pro
                 maps.write(prepared.native_affine, _stem(path), path.name.removeprefix(_stem(path)))
         else:
             label = predict_label(ensemble.networks, prepared, ensemble.settings, **how)
-    write_label(label, prepared.native_affine, path, classes=len(names))
-    counts = {name: int(np.count_nonzero(label == index)) for index, name in enumerate(names) if index}
-    return Predicted(case.id, "predicted", path, shape=label.shape, voxels=counts)
+    return label, prepared.native_affine
 
 
 class _Done:
@@ -202,7 +219,7 @@ def _runs(folder: Path) -> list[Run]:
 
 
 def _shared(a: Settings, b: Settings) -> list[tuple[str, object, object]]:
-    names = ("manifest", "spacing_mm", "patch_voxels")
+    names = ("manifest", "also", "aliases", "spacing_mm", "patch_voxels")
     return [(f"data.{name}", getattr(a.data, name), getattr(b.data, name)) for name in names] + [
         ("model.out_channels", a.model.out_channels, b.model.out_channels)
     ]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Settings
-from ..data.cache import CaseFile, Chunked
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from .folder import HISTORY
@@ -31,9 +30,9 @@ def identity(settings: Settings, cases: Sequence[PreparedCase]) -> dict:
 
 
 def fingerprint(case: PreparedCase) -> str:
-    """Of a case's contents: what its file was prepared from, or, where it is in memory, its voxels."""
-    if isinstance(case.image, Chunked):
-        return CaseFile.open(case.image.path).facts["fingerprint"][:16]
+    """Of a case's contents: what its file was prepared from, whether it is read from there or kept in memory; without a file, its voxels."""
+    if case.fingerprint:
+        return case.fingerprint[:16]
     told = hashlib.sha256(repr((case.image.shape, case.affine.tolist())).encode())
     for volume in (case.image, case.label):
         told.update(np.ascontiguousarray(volume).tobytes() if volume is not None else b"none")
@@ -103,18 +102,27 @@ def gather(network: nn.Module, optimizer: torch.optim.Optimizer, *, sharded: boo
     """Weights and optimiser state, whole. Under FSDP all processes must call it, and the first one gets them."""
     if not sharded:
         return network.state_dict(), optimizer.state_dict()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
 
-    return get_state_dict(network, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    offload = next(network.parameters()).device.type != "cpu"  # on a CPU it would copy nothing, and hand out memory that FSDP then frees
+    options = StateDictOptions(full_state_dict=True, cpu_offload=offload)
+    if optimizer.state:
+        weights, state = get_state_dict(network, optimizer, options=options)
+    else:  # before the first step: PyTorch would make one to see what the state looks like, and AdamW count it
+        weights, state = get_model_state_dict(network, options=options), {}
+    return {name: tensor if offload else tensor.clone() for name, tensor in weights.items()}, state
 
 
 def scatter(network: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], state: dict, *, sharded: bool) -> None:
     """Put back what `gather` took."""
     if sharded:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_state_dict
 
         options = StateDictOptions(full_state_dict=True)
-        set_state_dict(network, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)
+        if state:
+            set_state_dict(network, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)
+        else:
+            set_model_state_dict(network, weights, options=options)
     else:
         network.load_state_dict(weights)
         optimizer.load_state_dict(state)

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -136,7 +136,7 @@ class _Training:
             self._validate()
             self._pause(keep=True)
         while self.step < self.config.steps and not self.over:
-            for step, batches in self.feed.steps(self.step, self.config.steps):
+            for step, batches in self._batches():
                 self._take(step, batches)
                 if self.guard.gives_in:
                     self._roll_back(batches)
@@ -159,7 +159,22 @@ class _Training:
         if stopping or keep:
             self._keep()
         if stopping:
-            raise Stopped(f"asked to stop after step {self.step}; {self.run.checkpoint_file} is written, the same command goes on from there")
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        return Stopped(f"asked to stop after step {self.step}; {self.run.checkpoint_file} is written, the same command goes on from there")
+
+    def _batches(self) -> Iterator[tuple[int, list[Batch]]]:
+        """The steps that are left, with their batches. A signal that goes to all processes of a job ends those that make patches too: then what is
+        done is kept at once, without a word to other devices, which wait in a step. Under FSDP it takes all of them, and the last checkpoint stands.
+        """
+        try:
+            yield from self.feed.steps(self.step, self.config.steps)
+        except RuntimeError:
+            if not self.stop.asked or self.sharded:
+                raise
+            self._keep()
+            raise self._stopped() from None
 
     def _take(self, step: int, batches: list[Batch]) -> None:
         config = self.config
@@ -190,7 +205,7 @@ class _Training:
                 if table is None:
                     self.network.train()
                     return
-                values |= {"validation_dice": class_mean_dice(table)}
+                values |= {"validation_dice": self.fabric.broadcast(class_mean_dice(table))}  # all processes decide by the same number
                 self._best(values["validation_dice"], table)
         self.network.train()
         self.validated = self.step
@@ -295,12 +310,13 @@ class _Training:
             self.history.flush()
             raise not_finite(core(self.network.module), self.fabric.to_device(batches[0][0]), failed, limit, loss)
         self.fabric.barrier()
-        now = guard.state()
+        now, best = guard.state(), (self.best, self.best_step)
         state = load_newest(self.run.checkpoint_file, self.run.previous_file, say=self.progress.say)
         if state is None:
             raise UserError(f"{self.run.checkpoint_file}: is gone, expected the checkpoint of this training. Start it again.")
         self._restore(state)
         guard.load(now)
+        self.best, self.best_step = best  # those in best.safetensors, which may be of a step after the checkpoint
         self.line_from = self.step
         self.progress.back(self.step)
         self.progress.say(f"{limit} steps in a row were not finite, up to step {failed}: back to step {self.step}, with {guard.rate:g} of the learning rate")

@@ -11,10 +11,9 @@ from rich.table import Column, Table
 
 from ..errors import UserError
 from ..run.metrics import metric_of
+from ..run.pairs import read_rows
 from .comparison import BASELINES
 from .statistics import FEWEST, by_case, compare, intervals, ranking, seeds
-
-COLUMNS = {"case", "class", "metric", "value"}
 
 
 def gather(methods: list[str]) -> pd.DataFrame:
@@ -25,40 +24,31 @@ def gather(methods: list[str]) -> pd.DataFrame:
             several times: runs of one method from several seeds. Of a run on the demo, the network's rows on the patient it never saw.
 
     Raises:
-        UserError: no such file, columns missing, or a run without rows of its network.
+        UserError: no such file, columns missing, a run without rows of its network, or one name for two methods that nobody has named.
     """
-    parts, seen = [], Counter()
+    parts, seen, unnamed = [], Counter(), set()
     for told in methods:
-        name, path = _named(told)
-        rows = _read(path)
+        name, path, given = _named(told)
+        if name in unnamed or (seen[name] and not given):
+            raise UserError(f"{told}: found the name {name} again, expected NAME=PATH for each: two names for two methods, one name for two seeds of one.")
+        unnamed |= set() if given else {name}
+        rows = read_rows(path / "metrics.csv" if path.is_dir() else path)
         if "role" in rows:  # a run's own metrics.csv, with baselines beside the network and the training patient beside the test patient
             rows = rows[(rows["role"] == "test") & ~rows["method"].isin(BASELINES)]
+            if rows.empty:
+                raise UserError(f"{path}: found no rows of the network on a patient it never saw, expected some; `home evaluate` measures the run anew.")
         parts.append(rows.assign(method=name, seed=seen[name]))
         seen[name] += 1
     return pd.concat(parts, ignore_index=True)
 
 
-def _named(told: str) -> tuple[str, Path]:
+def _named(told: str) -> tuple[str, Path, bool]:
+    """The method's name, its path, and whether the name was given."""
     name, equals, path = told.partition("=")
     if equals and name and not Path(told).exists():
-        return name, Path(path)
+        return name, Path(path), True
     path = Path(told)
-    return (path.parent if path.suffix == ".csv" else path).resolve().name, path
-
-
-def _read(path: Path) -> pd.DataFrame:
-    file = path / "metrics.csv" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; `home evaluate` writes it.")
-    try:
-        rows = pd.read_csv(file, dtype={"case": str})
-    except (ValueError, UnicodeDecodeError):
-        raise UserError(f"{file}: cannot be read as a CSV, expected what `home evaluate` writes.") from None
-    if missing := COLUMNS - set(rows):
-        raise UserError(f"{file}: no column {', '.join(sorted(missing))}, expected what `home evaluate` writes.")
-    if rows.empty:
-        raise UserError(f"{file}: no rows, expected one a case, class and metric.")
-    return rows
+    return (path.parent if path.suffix == ".csv" else path).resolve().name, path, False
 
 
 def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, against: str | None = None) -> None:
@@ -78,7 +68,8 @@ def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, again
     by_class = found.pivot_table(index="class", columns="method", values="shown", aggfunc="first", sort=False)
     methods = list(dict.fromkeys(rows["method"]))
     by_class = by_class[methods].reindex([*[name for name in by_class.index if name != "mean"], "mean"])
-    _print(by_class, f"{metric} [{about.unit}], {better}: mean over {cases} cases, with its 95 % interval (bootstrap over cases)", console)
+    how = f"mean over {cases} cases, with its 95 % interval (bootstrap over cases); mean: over a case's classes, then over cases"
+    _print(by_class, f"{metric} [{about.unit}], {better}: {how}", console)
     if about.higher_is_better is not None and len(methods) > 1:
         ranks = ranking(rows, metric).set_index("method")
         _print(ranks, "ranking, and where it stands when the cases are drawn anew (first: how often best)", console)

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from ..data.manifest import load_manifest
 from ..data.parallel import default_workers
 from ..errors import UserError
-from ..run.conventions import CONVENTIONS, averaged, convention_of, counts
+from ..run.conventions import CONVENTIONS, OVERLAPS, averaged, convention_of, counts
+from ..run.evaluate import COLUMNS
 from ..run.metrics import DIAGONAL, EMPTY_RULE, LESIONS, metric_of
-from ..run.pairs import Measure, class_names_of, find_pairs, measure_pairs, write_rows
+from ..run.pairs import Measure, class_names_of, find_pairs, measure_pairs, predicted_names_of, read_rows, write_rows
 
 SHOWN = ("dice", "iou", "hd95", "asd", "sensitivity", "precision", "volume_error")
 
@@ -49,6 +50,7 @@ def evaluate_files(
     how = Measure(
         class_names_of(predicted, manifest),
         manifest=manifest.reference if manifest else None,
+        predicted_names=predicted_names_of(predicted, manifest) if manifest and not raw else (),
         method=predicted.name if predicted.is_dir() else predicted.parent.name or "prediction",
         label_origin=manifest.label_origin if manifest else "UNSTATED",
         tolerances_mm=tolerances_mm,
@@ -65,6 +67,14 @@ def evaluate_files(
     print_evaluation(measured.rows, console, convention=convention, data_set=manifest.name if manifest else None)
     console.print(f"{out}: {measured.cases} cases, {len(alone) + len(measured.left_out)} files left out.", highlight=False, markup=False)
     return not alone and not measured.left_out
+
+
+def evaluate_rows(path: Path, console: Console, *, data: str | None, convention: str) -> None:
+    """Print the tables of rows that were measured before, under any convention. Raises UserError: no such rows, or those of several methods."""
+    rows = read_rows(path, columns=COLUMNS)
+    if (count := rows["method"].nunique()) != 1:
+        raise UserError(f"{path}: found {count} methods, expected one; home compare takes several, home tables those of a run on the demo.")
+    print_evaluation(rows, console, convention=convention, data_set=load_manifest(data).name if data else None)
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -136,7 +146,8 @@ def print_evaluation(rows: pd.DataFrame, console: Console, *, convention: str = 
     _print(table, title, console)
     if not (found := detection(rows)).empty:
         _print(found.T.rename_axis("detection"), "lesions (a piece is found where a tenth of it is covered) and patients", console)
-    measured = [name for name in dict.fromkeys(rows["metric"]) if convention == "own" or name in ("dice", "iou", "hd95", "hd95_voxels", "hd95_pooled")]
+    shown = set(rows["metric"]) if convention == "own" else {*OVERLAPS, chosen.distance_metric}
+    measured = [name for name in dict.fromkeys(rows["metric"]) if name in shown]
     for line in definitions([name for name in measured if name in table or name not in LESIONS]):
         console.print(line, highlight=False, markup=False)
     console.print(f"Empty masks: {EMPTY_RULE if convention == 'own' else 'as the convention says.'}", highlight=False, markup=False)

@@ -33,7 +33,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
     """
     tables = []
     for path in sorted(Path(folder).glob("fold-*/validation.csv")):
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype={"case": str})  # 007 is a name
         table.insert(0, "fold", int(path.parent.name.removeprefix("fold-")))
         tables.append(table)
     found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["fold", "case", "class", "dice", "step"])

@@ -88,6 +88,13 @@ def test_all_folds_are_trained_and_collected(ct_set, brief, tmp_path):
     assert collect(tmp_path / "nothing-there-yet").empty
 
 
+def test_ids_of_digits_stay_as_they_are(tmp_path):
+    (tmp_path / "fold-0").mkdir()
+    (tmp_path / "fold-0" / "validation.csv").write_text("case,class,dice,step\n007,liver,0.5,2\n")
+    assert collect(tmp_path)["case"].tolist() == ["007"]
+    assert "0,007,liver" in (tmp_path / "folds.csv").read_text()
+
+
 def test_validation_chooses_the_best_weights(ct_set, brief, tmp_path, monkeypatch):
     """Dice given: best at the second of four validations."""
     from homelib.run import train

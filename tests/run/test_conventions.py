@@ -86,6 +86,16 @@ def test_missed_spurious_and_absent_structures_by_hand(rows):
     assert "hd95" not in set(averaged(rows, CONVENTIONS["nnunet"])["metric"])
 
 
+@pytest.mark.parametrize("data_set", [None, "feta_2022"])
+def test_the_papers_hd95_is_over_the_cases_that_have_the_class(data_set, rows):
+    """Its Eq. 22 and 23: surface voxels, each counting alike; a spurious structure has no part in it, a missed one counts as ours."""
+    table = rows[rows["metric"] == "hd95_voxels"].pivot(index="case", columns="class", values="value")
+    liver, pdac = table["liver"].to_numpy(), table["pdac"].to_numpy()
+    expected = (liver.mean() + pdac[[0, 1, 4]].mean()) / 2  # spurious in case 2, nowhere in case 3
+    assert total(rows, "paper", "hd95", data_set=data_set) == pytest.approx(expected)
+    assert expected < total(rows, "own", "hd95")
+
+
 @pytest.mark.parametrize("name", [*CONVENTIONS, "paper"])
 def test_every_table_has_its_counts(name, rows):
     table = averaged(rows, convention_of(name)).query("metric == 'dice'").set_index("class")

@@ -1,21 +1,32 @@
 """Estimates: the arithmetic by hand, the paper's figure, and memory that grows as it must."""
 
+from dataclasses import replace
+
 import pytest
 
 from homelib.config import override, preset
-from homelib.run.estimate import Estimate, demand, needed_gib, paper_seconds_a_patch
+from homelib.run.estimate import Estimate, demand, estimate, needed_gib, paper_seconds_a_patch
 
 
 def test_hours_and_rates_by_hand():
     """1,000 steps of 2 patches in 4 s each: 2 s a patch. A patch takes 3 s to make, so two processes keep up and one does not."""
-    one = Estimate(step_seconds=4.0, patch_seconds=3.0, patch_mib=10.0, memory_gib=5.0, steps=1000, patches=2000, workers=1, device="x")
+    one = Estimate(step_seconds=4.0, patch_seconds=3.0, patch_mib=10.0, memory_gib=5.0, steps=1000, patches=2000, step_patches=2, workers=1, device="x")
     rows = {row["GPUs"]: row for row in one.rows()}
     assert (rows[1]["hours"], rows[1]["limit"]) == (pytest.approx(6000 / 3600), "data loading")
     assert rows[8]["hours"] == pytest.approx(6000 / 3600 / 8)
     assert (rows[1]["MiB/s read"], rows[64]["MiB/s read"]) == (pytest.approx(5.0), pytest.approx(320.0))
     assert rows[1]["workers a GPU"] == 2
-    two = Estimate(4.0, 3.0, 10.0, 5.0, 1000, 2000, workers=2, device="x").rows()[0]
+    two = Estimate(4.0, 3.0, 10.0, 5.0, 1000, 2000, step_patches=2, workers=2, device="x").rows()[0]
     assert (two["hours"], two["limit"]) == (pytest.approx(4000 / 3600), "compute")
+
+
+def test_settings_for_several_devices_do_not_make_one_device_faster(smoke, prepared):
+    """Four devices see four times the patches in as many steps; each patch takes as long as with one."""
+    one, four = (estimate(override(smoke, {"training.devices": devices, "training.batch_size": 2}), [prepared]) for devices in (1, 4))
+    assert (four.steps, four.patches, four.step_patches) == (one.steps, 4 * one.patches, one.step_patches)
+    alike = replace(four, step_seconds=one.step_seconds, patch_seconds=0.0), replace(one, patch_seconds=0.0)
+    hours = [{row["GPUs"]: row["hours"] for row in found.rows()} for found in alike]
+    assert hours[0][4] == pytest.approx(hours[1][1])
 
 
 def test_the_papers_pretraining_took_three_quarters_of_a_second_a_patch():

@@ -2,13 +2,15 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
 from homelib import UserError
 from homelib.config import override
 from homelib.run import train
-from homelib.run.checkpoint import build_network, load_checkpoint
+from homelib.run.checkpoint import build_network, load_checkpoint, trained_network
+from homelib.run.cohort import cohort
 from homelib.run.folder import Run
 from homelib.run.guard import Guard, first_non_finite, is_out_of_memory, out_of_memory
 from homelib.run.train import fit
@@ -69,6 +71,26 @@ def test_the_second_time_it_ends_and_names_what_is_not_finite(short, prepared, t
     run = Run(tmp_path / "run")
     assert run.state == "failed"
     assert load_checkpoint(run.checkpoint_file)["step"] == 4
+
+
+def test_going_back_does_not_give_up_the_best_weights(ct_set, brief, tmp_path, inject, monkeypatch):
+    """The only checkpoint is that of the beginning; the best validation, of step 4, comes before the steps that fail."""
+    inject([4, 5], once=True)
+    changes = {"training.steps": 8, "training.validate_every": 2, "training.checkpoint_every": 8, "training.non_finite_steps": 2}
+    made = cohort(override(brief, changes), [ct_set.set], fold=0)
+    dices, weights = iter([0.7, 0.9, 0.3, 0.4, 0.5, 0.6]), []
+
+    def validate(network, cases, settings, *, stop):
+        weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return pd.DataFrame([{"case": "x", "class": "liver", "dice": next(dices)}])
+
+    monkeypatch.setattr(train, "validate", validate)
+    run = fit(made.settings, made.train, tmp_path / "run", validation=made.validation, progress=False)
+    assert run.history["validation_dice"].dropna().tolist() == [0.3, 0.4, 0.5, 0.6]
+    assert run.status["best"] == 0.9
+    assert pd.read_csv(run.validation_file)[["dice", "step"]].values.tolist() == [[0.9, 4]]
+    kept = trained_network(run).state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights[1].items())
 
 
 def test_the_first_module_that_is_not_finite_is_named_in_the_order_of_the_forward_pass(smoke):

@@ -42,6 +42,21 @@ def test_a_line_has_the_medians_of_its_interval(capsys):
     assert told.err == ""  # no bar off a terminal
 
 
+def test_a_line_takes_no_median_over_steps_that_were_skipped(capsys):
+    rows = [row(0), row(1, loss=float("nan")), row(2, gradient_norm=float("inf")), row(3)]
+    Progress("mine", done=0, steps=10, show=True).line(rows, skipped=2, memory_gib=None, best=None)
+    assert "loss 0.625, rate 0.1, gradient 2, " in capsys.readouterr().out
+    Progress("mine", done=0, steps=10, show=True).line(rows[1:3], skipped=2, memory_gib=None, best=None)
+    assert "loss nan" in capsys.readouterr().out
+
+
+def test_a_damaged_status_is_one_line(tmp_path):
+    for content in ("", "[]", '{"state"'):
+        (tmp_path / "status.json").write_text(content)
+        with pytest.raises(UserError, match=r"status\.json: no JSON object, expected the state of the run\. Delete it"):
+            _ = Run(tmp_path).state
+
+
 def test_nothing_is_told_where_nothing_is_asked_for(smoke, prepared, tmp_path, capsys):
     fit(smoke, [prepared], tmp_path / "run", progress=False)
     assert capsys.readouterr() == ("", "")

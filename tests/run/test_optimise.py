@@ -1,5 +1,7 @@
 """Batches, rates, accumulation, averages and coarser losses: each against a computation of its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from lightning_fabric import Fabric
 
 from homelib import UserError
 from homelib.config import TrainingConfig, override, preset
+from homelib.data.cache import Chunked
 from homelib.data.loading import Patches
 from homelib.run.checkpoint import build_network, load_checkpoint
+from homelib.run.cohort import cohort
 from homelib.run.deep import WEIGHTS, DeeplySupervised, coarser
 from homelib.run.feed import Feed
 from homelib.run.loss import segmentation_loss
@@ -67,6 +71,17 @@ def test_batches_do_not_depend_on_workers_or_on_where_it_begins(short, prepared)
     aside = batches(patches, config.model_copy(update={"workers": 1}))
     assert all(same(a, b) for a, b in zip(here, aside, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_mistake_that_a_loading_process_finds_is_one_line(ct_set, brief, tmp_path):
+    made = cohort(brief, [ct_set.set], fold=0)
+    gone = [replace(case, image=Chunked(tmp_path / "gone.zip", 0, case.image.shape)) for case in made.train]
+    source, told = Patches(gone, made.settings.data, made.settings.training.augment, seed=0), []
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"gone\.zip: cannot be read \(.*Prepare the data again\.$") as caught:
+            next(Feed(source, made.settings.training.model_copy(update={"workers": workers})).steps(0, 2))
+        told.append(str(caught.value))
+    assert told[0] == told[1]
 
 
 def test_devices_and_accumulation_share_out_the_patches_of_one_large_batch(short, prepared):

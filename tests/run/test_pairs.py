@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from homelib.data.manifest import load_manifest
 from homelib.errors import UserError
-from homelib.run.pairs import Measure, case_id, class_names_of, find_pairs, measure_pairs, write_rows
+from homelib.run.pairs import Measure, case_id, class_names_of, find_pairs, measure_pairs, predicted_names_of, read_rows, write_rows
 
 NAMES = ("background", "liver", "spleen")
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -91,6 +91,25 @@ def test_two_files_and_another_format_and_raw_labels(tmp_path, label):
     assert done.rows.query("metric == 'dice'").set_index("class").loc["liver", "value"] == 1
 
 
+def test_predictions_that_number_the_classes_of_a_union_are_measured_by_name(tmp_path, label):
+    """Of two data sets: what was predicted is liver where the manifest says so, whatever its number, and a class that only the other has is background."""
+    manifest = load_manifest("demo_ct")
+    raw = np.array([0, manifest.classes["liver"][0], manifest.classes["spleen"][0]], np.uint8)[label]
+    names = ["lung", *reversed(manifest.class_names[1:])]
+    own = np.array([0, 1 + names.index("liver"), 1 + names.index("spleen")], np.uint8)[label]
+    own[0, 0, 0] = 1  # lung
+    P, R = write(tmp_path / "p" / "a.nii.gz", own), write(tmp_path / "r" / "a.nii.gz", raw)
+    (P.parent / "labels.json").write_text(json.dumps({str(index): name for index, name in enumerate(names, start=1)}))
+    how = Measure(manifest.class_names, "demo_ct", predicted_names_of(P.parent, manifest), metrics=("dice",), tolerances_mm=())
+    done = measure_pairs(find_pairs(P, R)[0], how)
+    assert done.rows.set_index("class")["value"][["liver", "spleen", "background"]].tolist() == [1, 1, 1]
+    (P.parent / "labels.json").write_text(json.dumps({"1": "lever"}))
+    with pytest.raises(UserError, match=r"labels\.json: found no bone among lever, expected every class of demo_ct"):
+        predicted_names_of(P.parent, manifest)
+    (P.parent / "labels.json").unlink()
+    assert predicted_names_of(P.parent, manifest) == manifest.class_names
+
+
 def _like(image, array):
     made = sitk.GetImageFromArray(array.T)
     made.CopyInformation(image)
@@ -121,6 +140,22 @@ def test_what_cannot_be_paired_is_one_line(tmp_path, label, folders):
         measure_pairs([], Measure(NAMES, metrics=("hd96",)))
     with pytest.raises(UserError, match="lesions: found pdac, expected classes: liver, spleen"):
         measure_pairs([], Measure(NAMES, lesion_classes=("pdac",)))
+
+
+def test_each_metric_is_one_row_and_a_tolerance_is_a_length():
+    assert Measure(NAMES, metrics=("dice",), tolerances_mm=(2.0, 1.0, 2.0)).all_metrics == ("dice", "nsd_2mm", "nsd_1mm")
+    for tolerance in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"metrics: found 'nsd_{tolerance:g}mm'"):
+            measure_pairs([], Measure(NAMES, tolerances_mm=(tolerance,)))
+
+
+def test_rows_are_read_as_they_were_written(tmp_path):
+    rows = pd.DataFrame([{"case": "007", "class": "liver", "metric": "dice", "value": 0.1 + 0.2}])
+    assert read_rows(write_rows(rows, tmp_path / "metrics.csv")).equals(rows)
+    for content, told in (("a,b\n1,2\n", "no column case, class, metric, value"), ("case,class,metric,value\n", "no rows"), ("", "cannot be read as a CSV")):
+        (tmp_path / "other.csv").write_text(content)
+        with pytest.raises(UserError, match=rf"other\.csv: {told}"):
+            read_rows(tmp_path / "other.csv")
 
 
 def test_a_csv_that_is_there_stays(tmp_path):

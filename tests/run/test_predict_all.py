@@ -9,14 +9,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from homelib.config import override
+from homelib.config import DataConfig, override
 from homelib.data.demo import phantom_cases
 from homelib.data.manifest import Case, as_yaml, load_manifest
 from homelib.data.prepare import prepare, read_array
 from homelib.errors import UserError
 from homelib.run import predict as predict_module
+from homelib.run import predict_all as predict_all_module
 from homelib.run.checkpoint import build_network, save_weights
-from homelib.run.inputs import find_inputs, find_part, suffix_of
+from homelib.run.inputs import find_inputs, find_part, manifest_for, suffix_of
 from homelib.run.pairs import class_names_of
 from homelib.run.predict import keep_largest_pieces, predict_label, predict_probabilities, to_native
 from homelib.run.predict_all import Ensemble, predict_all
@@ -100,6 +101,36 @@ def test_the_labels_are_those_of_python_and_a_rerun_does_what_is_missing(runs, s
         predict_all(cases, Ensemble.of(runs[1:]), out)
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["before its file", "after its file"])
+def test_a_prediction_that_is_killed_is_finished_by_the_same_command(written, runs, scans, tmp_path, monkeypatch):
+    original = predict_all_module.write_label
+
+    def killed(*arguments, **named):
+        if written:
+            original(*arguments, **named)
+        raise KeyboardInterrupt
+
+    cases, ensemble = find_inputs([scans / "a_0000.nii.gz"], MANIFEST), Ensemble.of(runs[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_all_module, "write_label", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict_all(cases, ensemble, tmp_path / "out", progress=False)
+    (done,) = predict_all(cases, ensemble, tmp_path / "out", progress=False)
+    assert done.state == ("unchanged" if written else "predicted"), done.message
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "labels.json", ".predicted.json"}
+
+
+@pytest.mark.parametrize("name", ["labels.json", "x.labels.json"])
+@pytest.mark.parametrize("content", ['{"1": "mine"}', "no JSON"])
+def test_a_users_own_label_map_stays(name, content, runs, scans, tmp_path):
+    (tmp_path / name).write_text(content)
+    out = tmp_path if name == "labels.json" else tmp_path / "x.nii.gz"
+    with pytest.raises(UserError, match=r"labels\.json: exists already, is no label map of bone, muscle, liver, \.\.\., and is left as it is"):
+        predict_all(find_inputs([scans / "a_0000.nii.gz"], MANIFEST), Ensemble.of(runs[:1]), out, progress=False)
+    assert (tmp_path / name).read_text() == content
+    assert not list(tmp_path.glob("*.nii.gz"))
+
+
 def test_a_users_own_file_in_the_folder_stays(runs, scans, tmp_path):
     (tmp_path / "a.nii.gz").write_text("mine")
     done = predict_all(find_inputs([scans / "a_0000.nii.gz"], MANIFEST), Ensemble.of(runs[:1]), tmp_path, progress=False)
@@ -117,6 +148,11 @@ def test_an_ensemble_is_the_mean_of_its_logits_and_a_folder_of_folds_is_one(runs
     other = make_run(tmp_path / "other", override(settings, {"data.spacing_mm": (9.0, 9.0, 9.0)}), 0)
     with pytest.raises(UserError, match="data.spacing_mm: found"):
         Ensemble.of([runs[0], other])
+    joint = make_run(tmp_path / "joint", override(settings, {"data.also": ("demo_mr_spine",)}), 0)  # its classes are numbered another way
+    with pytest.raises(UserError, match="data.also: found"):
+        Ensemble.of([runs[0], joint])
+    with pytest.raises(UserError, match="--accelerator: found 'gpu', expected auto, cpu"):
+        Ensemble.of(runs, accelerator="gpu")
 
 
 def test_probability_maps_agree_with_the_labels(runs, scans, tmp_path):
@@ -163,8 +199,31 @@ def test_out_of_memory_halves_the_windows_then_sums_elsewhere_and_says_so(prepar
     def never(x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(UserError, match="not enough memory on cpu for one window of 16x16x16 voxels"):
+    with pytest.raises(UserError, match=r"not enough memory on cpu for one window of 16x16x16 voxels, expected more\. Crop the scan"):
         predict_label([never], prepared, small)
+
+
+def test_a_scan_that_the_machine_has_no_memory_for_stops_no_other(scans, settings, tmp_path):
+    """Of a CPU PyTorch's error is a plain RuntimeError."""
+    asked = []
+
+    def network(x):
+        asked.append(len(x))
+        if len(asked) < 4:  # with 4, 2 and 1 windows at a time
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return torch.zeros(len(x), 9, *x.shape[2:])
+
+    small = override(settings, {"data.patch_voxels": (16, 16, 16)})
+    done = predict_all(find_inputs([scans / "b.nrrd", scans / "c.mha"], MANIFEST), Ensemble((network,), small, ""), tmp_path / "out", progress=False)
+    assert [result.state for result in done] == ["failed", "predicted"]
+    assert done[0].message.startswith("b: not enough memory on cpu for one window")
+    assert asked[:3] == [4, 2, 1]
+
+    def wrong(x):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        predict_all(find_inputs([scans / "b.nrrd"], MANIFEST), Ensemble((wrong,), settings, ""), tmp_path / "other", progress=False)
 
 
 def test_memory_beyond_the_stated_buffer_does_not_depend_on_the_classes(prepared, settings):
@@ -173,12 +232,20 @@ def test_memory_beyond_the_stated_buffer_does_not_depend_on_the_classes(prepared
     assert many["buffer"] / few["buffer"] == pytest.approx(27 / 4)
 
 
-def test_folders_of_slices_and_what_is_no_scan(tmp_path, scans):
+def test_scans_are_prepared_by_the_data_set_of_the_run_that_has_their_modality():
+    joint = DataConfig(manifest="demo_ct", also=("demo_mr_spine",))
+    assert [manifest_for(joint, modality).name for modality in (None, "CT", "MRI", "US")] == ["demo_ct", "demo_ct", "demo_mr_spine", "demo_ct"]
+    assert manifest_for(DataConfig(manifest="demo_mr_spine"), None).name == "demo_mr_spine"
+
+
+def test_folders_of_slices_and_what_is_no_scan(tmp_path, scans, monkeypatch):
     slices = tmp_path / "series" / "patient-1"
     slices.mkdir(parents=True)
     (slices / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
     assert [case.id for case in find_inputs([tmp_path / "series"], MANIFEST)] == ["patient-1"]
     assert [case.image for case in find_inputs([slices], MANIFEST)] == [slices]
+    monkeypatch.chdir(slices)
+    assert [case.id for path in (".", "../patient-1/.") for case in find_inputs([path], MANIFEST)] == ["patient-1"] * 2
     assert suffix_of(slices) == ".nii.gz"
     (tmp_path / "x.mhd").write_text("")
     assert suffix_of(tmp_path / "x.mhd") == ".mha"

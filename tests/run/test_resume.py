@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 from benchmarks.killing import SETTINGS, kill_and_resume
 from homelib import UserError
 from homelib.config import override
+from homelib.data.memory import Residence, within_reach
 from homelib.run import checkpoint, resume
 from homelib.run.checkpoint import load_checkpoint
+from homelib.run.cohort import cohort
 from homelib.run.folder import Run
 from homelib.run.resume import as_rows, as_table, check_identity, fingerprint, identity, random_states, set_random_states
 from homelib.run.signals import SIGNALS, Stopped, StopRequest
@@ -87,6 +89,30 @@ def test_a_signal_between_validations_is_answered_at_the_next_step(short, prepar
     with pytest.raises(Stopped, match="after step 3"):
         fit(settings, [prepared], tmp_path / "run", progress=False)
     assert len(Run(tmp_path / "run").history) == 3
+
+
+def test_a_signal_that_ends_the_loading_processes_too_leaves_a_checkpoint(short, prepared, tmp_path, monkeypatch):
+    """As a cluster or `timeout` sends it: to every process of the job."""
+    undisturbed = fit(short, [prepared], tmp_path / "undisturbed", progress=False)
+    from homelib.run import train
+
+    original = train.Feed.steps
+
+    def ended(self, first, end):
+        for step, batches in original(self, first, end):
+            if step == 3:
+                if asked:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+            yield step, batches
+
+    for asked, error in ((False, RuntimeError), (True, Stopped)):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.Feed, "steps", ended)
+            with pytest.raises(error, match="after step 3" if asked else "exited unexpectedly"):
+                fit(short, [prepared], tmp_path / "run", progress=False)
+    assert load_checkpoint(Run(tmp_path / "run").checkpoint_file)["step"] == 3
+    assert same_weights(fit(short, [prepared], tmp_path / "run", progress=False), undisturbed)
 
 
 @pytest.mark.parametrize("at", [2, 4])
@@ -221,6 +247,14 @@ def test_other_data_are_refused_and_told(short, prepared, tmp_path):
     assert run.checkpoint_file.read_bytes() == before
 
 
+def test_a_training_goes_on_whether_its_cases_are_in_memory_or_in_their_files(ct_set, brief):
+    """Another machine, or other work on it, may leave less memory; the cases are the same."""
+    made = cohort(brief, [ct_set.set], fold=0)
+    here = within_reach(made.train, Residence(len(made.train), 1, needed_gib=0, free_gib=1))
+    assert isinstance(here[0].image, np.ndarray)
+    assert check_identity(Path("last.ckpt"), identity(made.settings, made.train), identity(made.settings, here)) is None
+
+
 def test_another_network_or_other_classes_are_told_by_name(short, prepared):
     own = identity(short, [prepared])
     assert check_identity(Path("last.ckpt"), own, own) is None
@@ -235,7 +269,7 @@ def test_settings_of_means_may_differ_when_a_run_goes_on_and_others_not(short, p
     run = fit(short, [prepared], tmp_path / "run", progress=False)
     fit(override(short, {"training.workers": 1, "training.checkpoint_every": 3}), [prepared], run.folder, progress=False)
     assert run.settings.training.workers == 1
-    with pytest.raises(UserError, match=r"holds a run with other settings \(training\)"):
+    with pytest.raises(UserError, match=r"holds a run with other settings \(training\.learning_rate was 0\.002, is 1\.0\)"):
         fit(override(short, {"training.learning_rate": 1}), [prepared], run.folder, progress=False)
 
 

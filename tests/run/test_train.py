@@ -201,7 +201,7 @@ def test_the_kept_weights_are_the_last(short, prepared, tmp_path):
 
 def test_a_folder_with_other_settings_is_refused_and_left_alone(short, prepared, tmp_path, undisturbed):
     before = {path.name: path.read_bytes() for path in undisturbed.folder.iterdir()}
-    with pytest.raises(UserError, match=r"undisturbed: holds a run with other settings \(training\)"):
+    with pytest.raises(UserError, match=r"undisturbed: holds a run with other settings \(training\.steps was 6, is 7\); nothing was changed"):
         fit(override(short, {"training.steps": 7}), [prepared], undisturbed.folder, progress=False)
     assert {path.name: path.read_bytes() for path in undisturbed.folder.iterdir()} == before
 

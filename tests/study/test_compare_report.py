@@ -87,6 +87,8 @@ def test_what_cannot_be_compared_is_one_line(told, tmp_path):
         ([tmp_path / "other.csv"], {}, r"other\.csv: no column case, class, metric, value"),
         ([good], {"metric": "hd95"}, r"--metric: found 'hd95', expected one of dice"),
         ([f"a={good}", f"b={tmp_path / 'fewer.csv'}"], {}, r"found 2 cases, 1 of them in all methods"),
+        ([good, tmp_path / "fewer.csv"], {}, r"fewer\.csv: found the name .* again, expected NAME=PATH for each"),
+        ([good, f"{good.parent.name}={good}"], {}, r"again, expected NAME=PATH for each"),
         ([f"a={good}", f"b={good}"], {"against": "c"}, r"method: found 'c', expected one of a, b"),
     ):
         with pytest.raises(UserError, match=message):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from homelib.errors import UserError
-from homelib.study.evaluation_report import definitions, detection, evaluate_files, summary
+from homelib.study.evaluation_report import definitions, detection, evaluate_files, evaluate_rows, summary
 
 
 @pytest.fixture
@@ -58,6 +58,23 @@ def test_a_file_left_out_is_a_line_and_another_exit_status(folders, capsys, tmp_
     assert "well.nii.gz: no reference for well" in out
     assert "own.csv: 2 cases, 1 files left out." in out
     assert "convention monai" in out
+
+
+@pytest.mark.parametrize(("convention", "distances"), [("monai", ["hd95_voxels"]), ("segmamba", ["hd95_pooled"]), ("nnunet", [])])
+def test_rows_are_averaged_again_without_being_measured_again(convention, distances, folders, capsys, tmp_path):
+    csv = folders[0] / "metrics.csv"
+    evaluate_files(*folders, Console(width=250), **ASKED | {"convention": convention})
+    measured, before = capsys.readouterr().out, csv.read_bytes()
+    evaluate_rows(csv, Console(width=250), data=None, convention=convention)
+    again = capsys.readouterr().out
+    assert measured.startswith(again)
+    assert csv.read_bytes() == before
+    defined = [line.split(" ")[0] for line in again.splitlines() if " [" in line and line.startswith(("dice", "iou", "hd95", "asd"))]
+    assert sorted(defined) == sorted(["dice", "iou", *distances])  # what is shown is defined, and nothing else
+    rows = pd.read_csv(csv)
+    pd.concat([rows, rows.assign(method="other")]).to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(UserError, match=r"two\.csv: found 2 methods, expected one; home compare"):
+        evaluate_rows(tmp_path / "two.csv", Console(), data=None, convention="own")
 
 
 def test_wrong_options_are_refused_before_anything_is_measured(folders):
