@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def predict_probabilities(network: Network, case: PreparedCase, settings: Settings) -> np.ndarray:
     """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian."""
     windows = windows_of(case, settings)
-    parts = _rows([network], case, settings, windows, device=device_of(network), accumulate_on=CPU)
+    parts = case_rows([network], case, settings, windows, device=device_of(network), accumulate_on=CPU)
     return np.moveaxis(np.concatenate([rows.numpy() for _, rows in parts], axis=1), 1, 1 + windows.axis)
 
 
@@ -76,7 +76,7 @@ def predict_label(
         try:
             native = NativeLabels(case, windows.axis, on_slab=on_slab)
             how = {"device": device, "accumulate_on": where, "window_batch": window_batch, "on_window": count}
-            for first_row, rows in _rows(networks, case, settings, windows, **how):
+            for first_row, rows in case_rows(networks, case, settings, windows, **how):
                 native.add(first_row, rows)
             return keep_largest_pieces(native.label, _one_piece(settings))
         except torch.OutOfMemoryError:
@@ -142,7 +142,8 @@ def windows_of(case: PreparedCase, settings: Settings) -> Windows:
     return Windows.over(case.image.shape, settings.data.patch_voxels, overlap=settings.prediction.overlap)
 
 
-def _rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
+def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
+    """`finished_rows` of a prepared scan, seen as the network was trained to see its data set. `how`: as there."""
     manifest = load_manifest(case.case.manifest)
     beyond = manifest.intensity_range[0]
     prepare = lambda image: window(image, manifest, case.case.modality)  # noqa: E731
