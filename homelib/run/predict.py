@@ -23,7 +23,7 @@ from ..errors import UserError
 from .folder import written_whole
 from .mixture import label_space
 from .native import NativeLabels, to_native
-from .sliding import Network, Windows, finished_rows
+from .sliding import Network, Windows, cut, finished_rows
 
 __all__ = ["keep_largest_pieces", "memory_estimate", "one_hot", "predict_label", "predict_probabilities", "save_label", "to_native", "windows_of"]
 
@@ -144,10 +144,19 @@ def windows_of(case: PreparedCase, settings: Settings) -> Windows:
 
 def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
     """`finished_rows` of a prepared scan, seen as the network was trained to see its data set. `how`: as there."""
+    return finished_rows(networks, case.image, windows, settings.prediction, **_sight(case), **how)
+
+
+def window_at(case: PreparedCase, settings: Settings, at: Sequence[int]) -> Tensor:
+    """(1, 1, *patch) float32: what the network sees in the window whose middle is nearest the voxel `at` of a prepared scan."""
+    windows = windows_of(case, settings)
+    return cut(case.image, windows, [windows.nearest(at)], **_sight(case))
+
+
+def _sight(case: PreparedCase) -> dict:
+    """From intensities to what the network sees of them, and of what lies beyond the scan."""
     manifest = load_manifest(case.case.manifest)
-    beyond = manifest.intensity_range[0]
-    prepare = lambda image: window(image, manifest, case.case.modality)  # noqa: E731
-    return finished_rows(networks, case.image, windows, settings.prediction, prepare=prepare, beyond=beyond, **how)
+    return {"prepare": lambda image: window(image, manifest, case.case.modality), "beyond": manifest.intensity_range[0]}
 
 
 def _one_piece(settings: Settings) -> list[int]:

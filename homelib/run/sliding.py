@@ -52,6 +52,13 @@ class Windows:
     def count(self) -> int:
         return int(np.prod([len(starts) for starts in self.starts]))
 
+    def nearest(self, at: Sequence[int]) -> tuple[int, int, int]:
+        """Where the window begins, in the padded volume, whose middle is nearest the voxel `at` of the scan."""
+        corner = []
+        for place, before, starts, p in zip(at, self.before, self.starts, self.patch, strict=True):
+            corner.append(starts[int(np.abs(np.array(starts) + p / 2 - place - before).argmin())])
+        return tuple(corner)
+
     @property
     def row_voxels(self) -> int:
         return int(np.prod(self.padded)) // self.padded[self.axis]
@@ -108,7 +115,7 @@ def finished_rows(
         for first in range(0, len(places), size):
             chosen = places[first : first + size]
             corners = [tuple(np.insert(place, axis, start)) for place in chosen]
-            logits = _logits(networks, _cut(image, windows, corners, prepare, beyond).to(device), mirror=settings.mirror)
+            logits = _logits(networks, cut(image, windows, corners, prepare=prepare, beyond=beyond).to(device), mirror=settings.mirror)
             if sums is None:
                 sums = torch.zeros(logits.shape[1], P, *(windows.padded[a] for a in others), device=where)
                 weights = torch.zeros(P, *sums.shape[2:], device=where)
@@ -138,8 +145,8 @@ def _finished(
             yield first_row + low - before, finish(sums[(slice(None), *box)] / weights[box])
 
 
-def _cut(image, windows: Windows, corners: list[tuple[int, ...]], prepare, beyond: float) -> Tensor:
-    """Windows (n, 1, *patch) float32."""
+def cut(image: np.ndarray, windows: Windows, corners: Sequence[tuple[int, ...]], *, prepare: Callable[[np.ndarray], np.ndarray], beyond: float) -> Tensor:
+    """Windows (n, 1, *patch) float32 that begin at `corners` of the padded volume. Arguments as `finished_rows`."""
     batch = np.full((len(corners), 1, *windows.patch), beyond, np.float32)
     for its, corner in zip(batch, corners, strict=True):
         box, into = [], [0]

@@ -26,7 +26,6 @@ from ..paths import written_whole
 from ..run.mixture import label_space
 from ..run.outputs import write_label, write_label_map, write_volume
 from ..run.predict import case_rows, device_of, windows_of
-from ..run.sliding import Windows
 from .trace import LEVELS, checked_stages, entropy, groups_of, trace_routing
 
 Layer = tuple[int, int, int]
@@ -186,17 +185,22 @@ def maps_bytes(network: nn.Module, case: PreparedCase, settings: Settings, layer
     return {"maps": 2 * channels * int(np.prod(windows.shape)), "buffer": windows.buffer_bytes(channels), "window": window}
 
 
+def token_groups(settings: Settings, stage: int) -> np.ndarray:
+    """(d, h, w) int32: the group of every token of a stage in one window."""
+    side = 2 ** (stage + 1)
+    padded = pad(torch.zeros(1, 1, *settings.data.patch_voxels)).shape[2:]
+    return groups_of(tuple(n // side for n in padded), settings.model.group_size[stage]).numpy().astype(np.int32)
+
+
 def window_groups(case: PreparedCase, settings: Settings, stage: int, at: Sequence[int]) -> np.ndarray:
     """(D, H, W) int32: the group of every voxel in the one window whose middle is nearest the voxel `at`, -1 beyond it. Its borders are where slots
     begin anew, which a map shows as edges that no anatomy has."""
-    windows, side = windows_of(case, settings), 2 ** (stage + 1)
-    corner = _nearest(windows, at)
-    padded = pad(torch.zeros(1, 1, *windows.patch)).shape[2:]
-    groups = groups_of(tuple(n // side for n in padded), settings.model.group_size[stage]).numpy().astype(np.int32)
+    windows, groups = windows_of(case, settings), token_groups(settings, stage)
     for axis in range(3):
-        groups = groups.repeat(side, axis)
+        groups = groups.repeat(2 ** (stage + 1), axis)
     found = np.full(windows.padded, -1, np.int32)
-    found[tuple(slice(start, start + n) for start, n in zip(corner, windows.patch, strict=True))] = groups[tuple(slice(0, n) for n in windows.patch)]
+    inside = tuple(slice(start, start + n) for start, n in zip(windows.nearest(at), windows.patch, strict=True))
+    found[inside] = groups[tuple(slice(0, n) for n in windows.patch)]
     return found[tuple(slice(start, start + n) for start, n in zip(windows.before, windows.shape, strict=True))]
 
 
@@ -224,15 +228,6 @@ def write_nifti(maps: RoutingMaps, folder: str | Path) -> list[Path]:
     for (stage, block), weights in maps.slots.items():
         volume(f"stage{stage}_block{block}_slots", np.moveaxis(weights, 0, -1).astype(np.float32))
     return written
-
-
-def _nearest(windows: Windows, at: Sequence[int]) -> tuple[int, ...]:
-    """The corner, in the padded volume, of the window whose middle is nearest a voxel of the scan."""
-    chosen = []
-    for place, before, starts, p in zip(at, windows.before, windows.starts, windows.patch, strict=True):
-        middles = np.array(starts) + p / 2
-        chosen.append(starts[int(np.abs(middles - (place + before)).argmin())])
-    return tuple(chosen)
 
 
 def _key(kind: str, place: tuple[int, ...]) -> str:

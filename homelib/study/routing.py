@@ -22,11 +22,11 @@ def experts_by_class(maps: np.ndarray, label: np.ndarray, class_names: Sequence[
     Returns:
         Tidy rows: class, expert, weight, lift, voxels. A lift of 1 means no association; it shows association, not cause.
     """
-    overall, rows = maps.mean((1, 2, 3)), []
+    overall, rows = maps.mean((1, 2, 3), dtype=float), []
     for index, name in enumerate(class_names):
         mask = label == index
         if mask.any():
-            weight = maps[:, mask].mean(1)
+            weight = maps[:, mask].mean(1, dtype=float)
             rows += [{"class": name, "expert": e, "weight": float(w), "lift": float(w / overall[e]), "voxels": int(mask.sum())} for e, w in enumerate(weight)]
     return pd.DataFrame(rows)
 
