@@ -33,7 +33,7 @@ def steps(*, size: int, width: int, batch: int, device: str = "cpu", runs: int =
             loss = segmentation_loss(network(x), y)
             loss.backward()
             network.zero_grad(set_to_none=True)
-            kept = sum(getattr(routing, "bytes", 0) for routing in trace.routings) if trace is not None else 0
+            kept = sum(routing.bytes for routing in trace.routings) if trace is not None else 0
         return {"kept_mib": kept / 2**20}
 
     def left() -> nullcontext:

@@ -79,6 +79,12 @@ class Routing:
         """(D, H, W) int64: the group of every token."""
         return groups_of(self.grid, self.assignment.shape[2])
 
+    @property
+    def bytes(self) -> int:
+        """Of the routers' tensors."""
+        kept = (self.assignment, self.dispatch, self.combine, self.group_gate)
+        return sum(tensor.nbytes for tensor in kept if tensor is not None)
+
     def _in_space(self, weights: Tensor) -> Tensor:
         """(B, G, K, n) to (B, n, D, H, W), without the last group's fill."""
         D, H, W = self.grid
