@@ -27,8 +27,8 @@ from ..config import IGNORE
 from ..errors import UserError
 from .expert_maps import Layer, RoutingMaps
 
-LEAST_LOG2 = -20.0  # of a lift that is zero
-LEAST_SPREAD = 1e-3  # of a null's log2 lift: below is rounding
+LEAST_LOG2 = -5.0  # of a lift, where lifts are compared: below a 32nd is as good as none
+LEAST_SPREAD = 1e-3  # of a null's weights: below is rounding
 TIE = 0.01  # spreads; what differs by less is as far out. For bits a thousandth of it
 
 
@@ -46,24 +46,24 @@ class Association:
 
     @property
     def log2_lift(self) -> np.ndarray:
-        """(classes that are there, E)."""
+        """(classes that are there, E), `LEAST_LOG2` at least."""
         return _log2_lift(self.joint[self.voxels > 0])
 
     def lift(self, *, confidence: float = 0.95) -> pd.DataFrame:
         """One row a class and expert: class, expert, weight (its mean within the class), lift, voxels, low and high (the band of lifts by chance, of this
         class and expert by themselves), p (that any class and expert of the layer is as far out by chance; so p < 0.05 allows for all of them)."""
         there = self.voxels > 0
-        found, null = self.log2_lift, _log2_lift(self.null[:, there])
-        middle, spread = null.mean(0), np.maximum(null.std(0), LEAST_SPREAD)
-        extreme = np.abs((null - middle) / spread).max((1, 2))
-        p = (1 + (extreme[:, None, None] >= np.abs((found - middle) / spread) - TIE).sum(0)) / (1 + len(null))
-        low, high = np.exp2(np.quantile(null, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0))
-        weight = self.joint[there] / self.joint[there].sum(1, keepdims=True)
+        found, null = _lift(self.joint[there]), _lift(self.null[:, there])
+        weight, by_chance = (joint / joint.sum(-1, keepdims=True) for joint in (self.joint[there], self.null[:, there]))
+        middle, spread = by_chance.mean(0), np.maximum(by_chance.std(0), LEAST_SPREAD)
+        extreme = np.abs((by_chance - middle) / spread).max((1, 2))  # of weights: a lift's logarithm has no end where an expert is not used at all
+        p = (1 + (extreme[:, None, None] >= np.abs((weight - middle) / spread) - TIE).sum(0)) / (1 + len(null))
+        low, high = np.quantile(null, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
         rows = []
         for row, index in enumerate(np.flatnonzero(there)):
             about = {"class": self.class_names[index]}
             for e in range(self.joint.shape[1]):
-                facts = {"weight": weight[row, e], "lift": 2 ** found[row, e], "voxels": int(self.voxels[index])}
+                facts = {"weight": weight[row, e], "lift": found[row, e], "voxels": int(self.voxels[index])}
                 rows.append(about | {"expert": e} | facts | {"low": low[row, e], "high": high[row, e], "p": p[row, e]})
         return pd.DataFrame(rows)
 
@@ -214,11 +214,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return np.where(norm > LEAST_SPREAD, rows / np.maximum(norm, LEAST_SPREAD), 0)
 
 
-def _log2_lift(joint: np.ndarray) -> np.ndarray:
-    """(..., C, E) of joints; an expert that is never used has no association, 0."""
+def _lift(joint: np.ndarray) -> np.ndarray:
+    """(..., C, E) of joints; an expert that is never used has no association, 1."""
     expected = joint.sum(-1, keepdims=True) * joint.sum(-2, keepdims=True) / joint.sum((-2, -1), keepdims=True)
-    ratio = np.divide(joint, expected, out=np.ones_like(joint), where=expected > 1e-12)
-    return np.log2(np.maximum(ratio, 2**LEAST_LOG2))
+    return np.divide(joint, expected, out=np.ones_like(joint), where=expected > 1e-12)
+
+
+def _log2_lift(joint: np.ndarray) -> np.ndarray:
+    return np.log2(np.maximum(_lift(joint), 2**LEAST_LOG2))
 
 
 def _bits(joint: np.ndarray) -> np.ndarray:

@@ -247,7 +247,7 @@ class _Layer:
         if self.recorded:
             return
         seen, self.seen = self.seen, {}
-        gates = {"group_gate": self.home.open_gate(seen.pop("gate")).squeeze(-1), "expert_gate": self.home.expert_gate.detach()}
+        gates = {"group_gate": self.home.open_gate(seen.pop("gate")).squeeze(-1), "expert_gate": self.home.expert_gate.detach().clone()}
         routing = Routing(*self.place, seen.pop("assignment"), self.grid, **seen, **gates, affine=self.affine)
         self.trace.routings.append(_reduced(routing, self.levels, self.reduce) if self.reduce else routing)
 
