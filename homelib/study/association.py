@@ -164,20 +164,19 @@ def by_group(found: Sequence[Mapping[Layer, Association]], groups: Sequence[str]
 
 
 def match_experts(first: Association, second: Association) -> pd.DataFrame:
-    """Experts of two networks paired so that their lifts over classes are most alike (Hungarian method on the correlation of log2 lifts): an expert's
-    number means nothing from seed to seed. Columns first, second (experts), correlation.
+    """Experts of two networks paired so that their log2 lifts over classes lie nearest each other (Hungarian method): an expert's number means nothing
+    from seed to seed. Columns first, second (experts), similarity (cosine of their log2 lifts: 1 the same classes, 0 others).
 
     Raises UserError: other classes in one than in the other.
     """
-    if first.class_names != second.class_names:
-        raise UserError("associations: found other classes in one than in the other, expected the same ones.")
-    there = (first.voxels > 0) & (second.voxels > 0)
-    rows, columns, alike = _matched(_log2_lift(first.joint[there]).T, _log2_lift(second.joint[there]).T)
-    return pd.DataFrame({"first": rows, "second": columns, "correlation": alike})
+    one, other = _shared(first, second)
+    rows, columns = _matched(one, other)
+    alike = [_cosine(one[row], other[column]) for row, column in zip(rows, columns, strict=True)]
+    return pd.DataFrame({"first": rows, "second": columns, "similarity": alike})
 
 
 def stability(found: Mapping[str, Association], *, confidence: float = 0.95) -> pd.DataFrame:
-    """How alike the experts of networks from several seeds are, each pair of seeds matched: mean correlation of matched lifts.
+    """How alike the experts of networks from several seeds are, each pair of networks matched: cosine of all their log2 lifts.
 
     Matching makes any two networks look alike, so that the number alone means little: low and high are the band of the same number where the second
     network's maps are shifted against the label, p how often it is as high.
@@ -186,32 +185,41 @@ def stability(found: Mapping[str, Association], *, confidence: float = 0.95) -> 
         found: one layer in the same scans, by the seed's name.
 
     Returns:
-        Columns first, second, correlation, low, high, p.
+        Columns first, second, similarity, low, high, p.
     """
     lines = []
     for a, b in combinations(found, 2):
-        one, other = found[a], found[b]
-        correlation = match_experts(one, other)["correlation"].mean()
-        there = (one.voxels > 0) & (other.voxels > 0)
-        own = _log2_lift(one.joint[there]).T
-        null = np.array([_matched(own, _log2_lift(shifted[there]).T)[2].mean() for shifted in other.null])
+        one, other = _shared(found[a], found[b])
+        there = (found[a].voxels > 0) & (found[b].voxels > 0)
+        similarity = _similarity(one, other)
+        null = np.array([_similarity(one, _log2_lift(shifted[there]).T) for shifted in found[b].null])
         low, high = np.quantile(null, [(1 - confidence) / 2, (1 + confidence) / 2])
-        p = (1 + (null >= correlation - 1e-9).sum()) / (1 + len(null))
-        lines.append({"first": a, "second": b, "correlation": correlation, "low": low, "high": high, "p": p})
-    return pd.DataFrame(lines, columns=["first", "second", "correlation", "low", "high", "p"])
+        p = (1 + (null >= similarity).sum()) / (1 + len(null))
+        lines.append({"first": a, "second": b, "similarity": similarity, "low": low, "high": high, "p": p})
+    return pd.DataFrame(lines, columns=["first", "second", "similarity", "low", "high", "p"])
 
 
-def _matched(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of (E, C) and (E', C) paired for the largest sum of correlations; a row that is the same for all classes has none, 0."""
-    units = [_unit(rows - rows.mean(1, keepdims=True)) for rows in (first, second)]
-    alike = units[0] @ units[1].T
-    rows, columns = linear_sum_assignment(alike, maximize=True)
-    return rows, columns, alike[rows, columns]
+def _shared(first: Association, second: Association) -> tuple[np.ndarray, np.ndarray]:
+    """Log2 lifts (E, C) of both, of the classes that both have."""
+    if first.class_names != second.class_names:
+        raise UserError("associations: found other classes in one than in the other, expected the same ones.")
+    there = (first.voxels > 0) & (second.voxels > 0)
+    return _log2_lift(first.joint[there]).T, _log2_lift(second.joint[there]).T
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(norm > LEAST_SPREAD, rows / np.maximum(norm, LEAST_SPREAD), 0)
+def _matched(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which row of (E, C) goes with which of (E', C): the least sum of squared distances."""
+    return linear_sum_assignment(((first[:, None] - second) ** 2).sum(-1))
+
+
+def _similarity(first: np.ndarray, second: np.ndarray) -> float:
+    rows, columns = _matched(first, second)
+    return _cosine(first[rows].ravel(), second[columns].ravel())
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    length = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / length) if length > LEAST_SPREAD else 0.0
 
 
 def _lift(joint: np.ndarray) -> np.ndarray:

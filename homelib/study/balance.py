@@ -55,7 +55,7 @@ def balance(maps: RoutingMaps, start: RoutingMaps | None = None) -> pd.DataFrame
 def at_start(
     case: PreparedCase, settings: Settings, *, stages: Sequence[int] | None = None, blocks: Sequence[int] | None = None, levels: Sequence[int] = LEVELS
 ) -> RoutingMaps:
-    """Maps of the run's network before its first step, from the run's seed. torch's global generator is as it was before."""
+    """Maps of the run's network with random weights, drawn from the run's seed as a training draws them. torch's global generator is left as it was."""
     device = torch.device("cuda" if settings.training.accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.training.seed)

@@ -172,17 +172,17 @@ def specialists(order: list[int], rng) -> Association:
 def test_experts_of_two_seeds_are_matched_by_what_they_serve(rng):
     matched = match_experts(specialists([0, 1, 2], rng), specialists([2, 0, 1], rng))
     assert matched[["first", "second"]].values.tolist() == [[0, 2], [1, 0], [2, 1]]
-    assert (matched["correlation"] > 0.9).all()
+    assert (matched["similarity"] > 0.9).all()
 
 
 def test_stability_tells_seeds_that_agree_from_matching_alone(rng):
     label = boxes(np.random.default_rng(5))
     by_chance = {f"chance {n}": associate(smooth(rng, 3), label, NAMES, shifts=60) for n in range(4)}
     table = stability({"a": specialists([0, 1, 2], rng), "b": specialists([1, 2, 0], rng)} | by_chance).set_index(["first", "second"])
-    assert table.loc[("a", "b"), "correlation"] > 0.9
+    assert table.loc[("a", "b"), "similarity"] > 0.9
     assert table.loc[("a", "b"), "p"] < 0.05
     chance = table.drop(("a", "b"))
-    assert chance["correlation"].mean() > 0.3  # matching makes any two look alike
+    assert chance["similarity"].mean() > 0.1  # matching makes any two look alike
     assert (chance["p"] < 0.05).mean() < 0.4
 
 
