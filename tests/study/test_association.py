@@ -106,7 +106,7 @@ def test_a_planted_specialist_is_named_with_its_class(planted):
         assert (best["class"], best["expert"]) == ("liver", 2)
         assert best["lift"] == pytest.approx(1 / (best["voxels"] / (40 * 32 * 36)), rel=1e-3)  # all of the liver, and nothing else
         assert best["lift"] > best["high"]
-        beyond = lift[(lift["p"] < 0.05) & (lift["lift"] > 1)]
+        beyond = lift[(lift["p"] < 0.05) & (lift["lift"] > 1) & (lift["class"] != "background")]  # there the others are a little more than elsewhere
         assert {(row["class"], row["expert"]) for _, row in beyond.iterrows()} == {("liver", 2)}
         assert bits["bits"] > bits["high"]
         assert bits["p"] < 0.01
