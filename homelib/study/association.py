@@ -28,7 +28,7 @@ from ..errors import UserError
 from .expert_maps import Layer, RoutingMaps
 
 LEAST_LOG2 = -5.0  # of a lift, where lifts are compared: below a 32nd is as good as none
-LEAST_SPREAD = 1e-3  # of a null's weights: below is rounding
+LEAST_SPREAD = 1e-3  # of a null: below is rounding
 TIE = 0.01  # spreads; what differs by less is as far out. For bits a thousandth of it
 
 
@@ -51,13 +51,15 @@ class Association:
 
     def lift(self, *, confidence: float = 0.95) -> pd.DataFrame:
         """One row a class and expert: class, expert, weight (its mean within the class), lift, voxels, low and high (the band of lifts by chance, of this
-        class and expert by themselves), p (that any class and expert of the layer is as far out by chance; so p < 0.05 allows for all of them)."""
+        class and expert by themselves), p (that any class and expert of the layer is as far out by chance; so p < 0.05 allows for all of them: largest
+        distance from the mean of the shifts, in their standard deviations, of the arcsine of the weight's root)."""
         there = self.voxels > 0
         found, null = _lift(self.joint[there]), _lift(self.null[:, there])
         weight, by_chance = (joint / joint.sum(-1, keepdims=True) for joint in (self.joint[there], self.null[:, there]))
-        middle, spread = by_chance.mean(0), np.maximum(by_chance.std(0), LEAST_SPREAD)
-        extreme = np.abs((by_chance - middle) / spread).max((1, 2))  # of weights: a lift's logarithm has no end where an expert is not used at all
-        p = (1 + (extreme[:, None, None] >= np.abs((weight - middle) / spread) - TIE).sum(0)) / (1 + len(null))
+        angle, angles = (np.arcsin(np.sqrt(share.clip(0, 1))) for share in (weight, by_chance))  # evens out the spread of small and large shares
+        middle, spread = angles.mean(0), np.maximum(angles.std(0), LEAST_SPREAD)
+        extreme = np.abs((angles - middle) / spread).max((1, 2))
+        p = (1 + (extreme[:, None, None] >= np.abs((angle - middle) / spread) - TIE).sum(0)) / (1 + len(null))
         low, high = np.quantile(null, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
         rows = []
         for row, index in enumerate(np.flatnonzero(there)):
