@@ -115,7 +115,8 @@ def effects(
     seed: int = 0,
     on_prediction: Callable[[int], None] = lambda count: None,
 ) -> pd.DataFrame:
-    """Dice of each case and class with and without, on the prepared grid. One prediction of each case, and one more an intervention.
+    """Dice of each case and class with and without, on the prepared grid, before `prediction.one_piece`. One prediction of each case, and one more an
+    intervention.
 
     Args:
         network: MambaHoME, in eval mode.
