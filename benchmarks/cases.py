@@ -246,10 +246,14 @@ MEASURE_THEMSELVES = {  # kind: its module, imported where it is asked for: thes
     **dict.fromkeys(("loop", "loading"), "training_cases"),
     "predict_scan": "predict_case",
 }
+IN_TURN = {"tracing": ("tracing", "steps")}  # kind: module and function of those that measure several things by turns
 
 
 def measured(case: dict) -> dict:
     """What a process is told, as it tells it: time and memory of its case, or by name of its cases in turn."""
+    if case["kind"] in IN_TURN:
+        module, function = IN_TURN[case.pop("kind")]
+        return {name: asdict(found) for name, found in getattr(import_module(f"benchmarks.{module}"), function)(**case).items()}
     if case["kind"] in MEASURE_THEMSELVES:
         kind = case.pop("kind")
         detail, found = getattr(import_module(f"benchmarks.{MEASURE_THEMSELVES[kind]}"), kind)(**case)

@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from .cli_data import app as data_app
+from .cli_routing import routing
 from .errors import UserError
 
 app = typer.Typer(
@@ -223,6 +224,9 @@ def evaluate(
     asked = {"data": data, "raw": raw, "csv": csv, "convention": convention, "lesions": tuple(lesions), "tolerances_mm": tuple(tolerance), "workers": workers}
     if not evaluate_files(predicted, reference, console, **asked):
         raise typer.Exit(1)
+
+
+app.command()(routing)
 
 
 @app.command()

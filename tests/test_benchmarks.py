@@ -219,3 +219,14 @@ def test_a_scan_is_predicted_in_a_process_of_its_own_and_its_peak_is_told(capsys
     assert row["what"] == "4 classes"
     assert row["peak GiB"] > row["buffer GiB"] > 0
     assert row["below the limit"] == "True"
+
+
+def test_a_traced_step_is_measured_beside_one_without_hooks():
+    from benchmarks.tracing import WAYS, steps
+
+    found = steps(size=32, width=4, batch=1, runs=1)
+    assert tuple(found) == WAYS
+    kept = [found[name].detail["kept_mib"] for name in WAYS]
+    assert kept[:2] == [0, 0]
+    assert 0 < kept[2]
+    assert 0 < kept[3]

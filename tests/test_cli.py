@@ -75,7 +75,7 @@ def test_help_answers_at_once_without_pytorch_or_monai():
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert "heavy: []" in done.stdout
-    for command in ("doctor", "demo", "data", "train", "predict", "evaluate", "compare", "export", "tables"):
+    for command in ("doctor", "demo", "data", "train", "predict", "evaluate", "routing", "compare", "export", "tables"):
         assert re.search(rf"^\W*{command}\b", done.stdout, re.MULTILINE), command
 
 
@@ -89,7 +89,7 @@ def test_a_mistake_has_exit_status_2_and_one_line_in_a_process_of_its_own():
 @pytest.mark.parametrize(
     "command",
     ["doctor", "demo", "data", "data list", "data show", "data fetch", "data check", "data cases", "data import", "data prepare", "data plan"]
-    + ["train", "predict", "evaluate", "compare", "export", "tables"],
+    + ["train", "predict", "evaluate", "routing", "compare", "export", "tables"],
 )
 def test_every_command_has_help(home, command):
     status, out, _ = home(*command.split(), "--help")

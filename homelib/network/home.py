@@ -87,8 +87,13 @@ class HoME(nn.Module):
         """Level 1: every expert on its own slots (B, G, E, S, d), times the expert's gate and the group's gate."""
         y = self.local_experts(rearrange(slots, "b g e s d -> e (b g s) d"))
         y = rearrange(y, "e (b g s) d -> b g e s d", b=slots.shape[0], g=slots.shape[1])
-        gate = torch.sigmoid(self.group_gate(mean)).clamp(0.01, 1.0)  # (B, G, 1)
+        gate = self.open_gate(self.group_gate(mean))  # (B, G, 1)
         return y * self.expert_gate[:, None, None] * gate[..., None, None]
+
+    @staticmethod
+    def open_gate(logit: Tensor) -> Tensor:
+        """How far a group's gate is open, 0.01 to 1."""
+        return torch.sigmoid(logit).clamp(0.01, 1.0)
 
     def _global(self, z: Tensor) -> Tensor:
         """Level 2: a soft mixture of experts over the slots of all groups, (B, n, d) -> (B, n, d)."""

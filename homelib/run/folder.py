@@ -1,5 +1,5 @@
 """A run folder: `runs/<name>/` with settings.json, status.json, history.csv, last.ckpt and the one before it, best.safetensors, and by what is done
-with it validation.csv, initial.csv, samples/, metrics.csv, predictions/, figures/.
+with it validation.csv, initial.csv, samples/, metrics.csv, predictions/, routing.csv, routing/, figures/.
 
 Files are written beside and renamed, so that a killed run leaves either the old file or the new one.
 """
@@ -29,6 +29,9 @@ CONTENTS = {
     "tensorboard": "the history for TensorBoard",
     "metrics.csv": "what the evaluation found",
     "predictions": "label volumes as NIfTI",
+    "routing.csv": "use of every expert, by step",
+    "routing_lift.csv": "lift of every expert in every class, by step",
+    "routing": "routing maps and tables, by case",
 }
 State = Literal["queued", "running", "stopped", "done", "failed", "stale"]
 

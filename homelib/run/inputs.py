@@ -1,9 +1,13 @@
 """What a user points at, as cases to predict: files, folders of files, folders of DICOM slices, a part of a data set."""
 
+import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..config import DataConfig
+from ..config import DataConfig, Settings
+from ..data.cases import demo_data
+from ..data.demo import DEMO_MANIFESTS
 from ..data.layouts import IMAGE_SUFFIXES, find_cases
 from ..data.manifest import Case, Manifest, load_manifest
 from ..data.split import split
@@ -48,6 +52,37 @@ def find_part(manifest: Manifest, root: str | Path, part: str) -> list[Case]:
     if chosen := [case for case in cases if parts[case.id] == part]:
         return chosen
     raise UserError(f"--part: found {part!r}, expected one of {', '.join(sorted(set(parts.values())))} or all.")
+
+
+def find_one(told: str, settings: Settings, *, root: str | Path | None = None, label: Path | None = None, modality: str | None = None) -> Case:
+    """One case for a run: by its id, of the run's data set below `root` or, without one, of the demo; or a scan by its path.
+
+    Args:
+        told: id or path. With `root` it is an id.
+        settings: of the run.
+        label: of a scan given by its path, with the data set's raw labels.
+
+    Raises:
+        UserError: no such case, several, or a label for one that has its own.
+    """
+    manifest = load_manifest(settings.data.manifest)
+    if root is None and Path(told).exists():
+        found = find_inputs([told], manifest, modality=modality)
+        if len(found) != 1:
+            raise UserError(f"{told}: found {len(found)} scans, expected one. Name a file.")
+        return replace(found[0], label=label)
+    if label is not None:
+        raise UserError(f"--label: found it with the case {told}, expected it with the path of a scan alone.")
+    if root is not None:
+        known = {case.id: case for case in find_cases(manifest, root).cases}
+    elif manifest.name in DEMO_MANIFESTS:
+        known = {name: case for name, case in demo_data(settings.profile).cases.items() if case.manifest == manifest.name}
+    else:
+        raise UserError(f"{told}: no such file. Give the path of a scan, or a case of {manifest.name} with --root and the folder of that data set.")
+    if told not in known:
+        near = difflib.get_close_matches(told, known, n=3) or list(known)[:3]
+        raise UserError(f"{told}: no such case of {manifest.name}, nor a file; there are {len(known)}, {', '.join(near)} among them.")
+    return known[told]
 
 
 def holds_slices(folder: Path) -> bool:

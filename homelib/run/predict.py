@@ -24,7 +24,7 @@ from .folder import written_whole
 from .guard import is_out_of_memory
 from .mixture import label_space
 from .native import NativeLabels, to_native
-from .sliding import Network, Windows, finished_rows
+from .sliding import Network, Windows, cut, finished_rows
 
 __all__ = ["keep_largest_pieces", "memory_estimate", "one_hot", "predict_label", "predict_probabilities", "save_label", "to_native", "windows_of"]
 
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 def predict_probabilities(network: Network, case: PreparedCase, settings: Settings) -> np.ndarray:
     """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian."""
     windows = windows_of(case, settings)
-    parts = _rows([network], case, settings, windows, device=device_of(network), accumulate_on=CPU)
+    parts = case_rows([network], case, settings, windows, device=device_of(network), accumulate_on=CPU)
     return np.moveaxis(np.concatenate([rows.numpy() for _, rows in parts], axis=1), 1, 1 + windows.axis)
 
 
@@ -77,7 +77,7 @@ def predict_label(
         try:
             native = NativeLabels(case, windows.axis, on_slab=on_slab)
             how = {"device": device, "accumulate_on": where, "window_batch": window_batch, "on_window": count}
-            for first_row, rows in _rows(networks, case, settings, windows, **how):
+            for first_row, rows in case_rows(networks, case, settings, windows, **how):
                 native.add(first_row, rows)
             return keep_largest_pieces(native.label, _one_piece(settings))
         except RuntimeError as error:  # of a GPU a kind of its own, of the machine's memory a plain one
@@ -142,11 +142,21 @@ def windows_of(case: PreparedCase, settings: Settings) -> Windows:
     return Windows.over(case.image.shape, settings.data.patch_voxels, overlap=settings.prediction.overlap)
 
 
-def _rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
+def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
+    """`finished_rows` of a prepared scan, seen as the network was trained to see its data set. `how`: as there."""
+    return finished_rows(networks, case.image, windows, settings.prediction, **_sight(case), **how)
+
+
+def window_at(case: PreparedCase, settings: Settings, at: Sequence[int]) -> Tensor:
+    """(1, 1, *patch) float32: what the network sees in the window whose middle is nearest the voxel `at` of a prepared scan."""
+    windows = windows_of(case, settings)
+    return cut(case.image, windows, [windows.nearest(at)], **_sight(case))
+
+
+def _sight(case: PreparedCase) -> dict:
+    """From intensities to what the network sees of them, and of what lies beyond the scan."""
     manifest = load_manifest(case.case.manifest)
-    beyond = manifest.intensity_range[0]
-    prepare = lambda image: window(image, manifest, case.case.modality)  # noqa: E731
-    return finished_rows(networks, case.image, windows, settings.prediction, prepare=prepare, beyond=beyond, **how)
+    return {"prepare": lambda image: window(image, manifest, case.case.modality), "beyond": manifest.intensity_range[0]}
 
 
 def _one_piece(settings: Settings) -> list[int]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import PredictionConfig
 
 Network = Callable[[Tensor], Tensor]
-ROWS_BYTES = 2**27  # of probabilities that are handed on at a time
+ROWS_BYTES = 2**27  # of what is handed on at a time
 MIRRORS = tuple(axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n))
 
 
@@ -52,6 +52,13 @@ class Windows:
     def count(self) -> int:
         return int(np.prod([len(starts) for starts in self.starts]))
 
+    def nearest(self, at: Sequence[int]) -> tuple[int, int, int]:
+        """Where the window begins, in the padded volume, whose middle is nearest the voxel `at` of the scan."""
+        corner = []
+        for place, before, starts, p in zip(at, self.before, self.starts, self.patch, strict=True):
+            corner.append(starts[int(np.abs(np.array(starts) + p / 2 - place - before).argmin())])
+        return tuple(corner)
+
     @property
     def row_voxels(self) -> int:
         return int(np.prod(self.padded)) // self.padded[self.axis]
@@ -73,11 +80,13 @@ def finished_rows(
     accumulate_on: torch.device | None = None,
     window_batch: int | None = None,
     on_window: Callable[[int], None] = lambda count: None,
+    finish: Callable[[Tensor], Tensor] = lambda blended: blended.softmax(0),
 ) -> Iterator[tuple[int, Tensor]]:
     """Probabilities in slabs, along the slab axis, from its first row to its last.
 
     Args:
-        networks: their logits are averaged, and those over mirrored windows where the settings ask for it.
+        networks: their logits are averaged, and those over mirrored windows where the settings ask for it. Anything that gives (B, C, *patch) for
+            windows (B, 1, *patch) will do: maps of routing weights are blended as logits are.
         image: (D, H, W), sliced window by window: it may lie in a file.
         windows: where to look.
         settings: blend, mirrors, windows at a time.
@@ -87,9 +96,10 @@ def finished_rows(
         accumulate_on: of the buffer; None is `device`.
         window_batch: windows at a time, instead of the settings'.
         on_window: called with the number of windows done.
+        finish: from the blended logits (C, rows, A, B) to what is handed on.
 
     Yields:
-        The first row, and the softmax (C, rows, A, B) float32 on `accumulate_on`, slab axis first; a tensor of its own.
+        The first row, and the probabilities (C, rows, A, B) float32 on `accumulate_on`, slab axis first; a tensor of its own.
     """
     axis, where = windows.axis, accumulate_on or device
     others = [a for a in range(3) if a != axis]
@@ -105,7 +115,7 @@ def finished_rows(
         for first in range(0, len(places), size):
             chosen = places[first : first + size]
             corners = [tuple(np.insert(place, axis, start)) for place in chosen]
-            logits = _logits(networks, _cut(image, windows, corners, prepare, beyond).to(device), mirror=settings.mirror)
+            logits = _logits(networks, cut(image, windows, corners, prepare=prepare, beyond=beyond).to(device), mirror=settings.mirror)
             if sums is None:
                 sums = torch.zeros(logits.shape[1], P, *(windows.padded[a] for a in others), device=where)
                 weights = torch.zeros(P, *sums.shape[2:], device=where)
@@ -115,26 +125,28 @@ def finished_rows(
                 weights[box] += weight.to(where)
             on_window(len(chosen))
         done = starts[number + 1] - start if number + 1 < len(starts) else P  # rows that no later window reaches
-        yield from _normalised(sums, weights, done, first_row=start, windows=windows, cuts=cuts)
+        yield from _finished(sums, weights, done, first_row=start, windows=windows, cuts=cuts, finish=finish)
         if number + 1 < len(starts):
             for volume in (*sums, weights):  # class by class: the copy that an overlapping move needs stays small
                 volume[: P - done] = volume[done:].clone()
                 volume[P - done :] = 0
 
 
-def _normalised(sums: Tensor, weights: Tensor, done: int, *, first_row: int, windows: Windows, cuts: list[slice]) -> Iterator[tuple[int, Tensor]]:
-    """The buffer's first `done` rows as probabilities, a few rows at a time, without what lies beyond the scan."""
+def _finished(
+    sums: Tensor, weights: Tensor, done: int, *, first_row: int, windows: Windows, cuts: list[slice], finish: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """The buffer's first `done` rows as they are handed on, a few at a time, without what lies beyond the scan."""
     before, n = windows.before[windows.axis], windows.shape[windows.axis]
     rows = max(1, ROWS_BYTES // (4 * sums.shape[0] * windows.row_voxels))
     for start in range(0, done, rows):
         low, high = max(start, before - first_row), min(start + rows, done, before + n - first_row)
         if low < high:
             box = (slice(low, high), *cuts)
-            yield first_row + low - before, (sums[(slice(None), *box)] / weights[box]).softmax(0)
+            yield first_row + low - before, finish(sums[(slice(None), *box)] / weights[box])
 
 
-def _cut(image, windows: Windows, corners: list[tuple[int, ...]], prepare, beyond: float) -> Tensor:
-    """Windows (n, 1, *patch) float32."""
+def cut(image: np.ndarray, windows: Windows, corners: Sequence[tuple[int, ...]], *, prepare: Callable[[np.ndarray], np.ndarray], beyond: float) -> Tensor:
+    """Windows (n, 1, *patch) float32 that begin at `corners` of the padded volume. Arguments as `finished_rows`."""
     batch = np.full((len(corners), 1, *windows.patch), beyond, np.float32)
     for its, corner in zip(batch, corners, strict=True):
         box, into = [], [0]

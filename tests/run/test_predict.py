@@ -10,7 +10,7 @@ import torch
 from homelib.config import override
 from homelib.data.manifest import load_manifest
 from homelib.run import native, predict
-from homelib.run.predict import one_hot, predict_probabilities, save_label, to_native
+from homelib.run.predict import one_hot, predict_probabilities, save_label, to_native, window_at, windows_of
 
 MANIFEST = load_manifest("demo_ct")
 
@@ -141,3 +141,22 @@ def test_one_hot_is_certain_of_every_voxel():
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.argmax(0), label)
     np.testing.assert_array_equal(found.sum(0), 1)
+
+
+def test_a_window_is_what_the_network_is_shown_there(prepared, smoke):
+    """Around the middle of a scan that is smaller than a window along some axes: the rest is what lies beyond."""
+    manifest, shown = load_manifest(prepared.case.manifest), []
+    windows = windows_of(prepared, smoke)
+
+    class Watched(torch.nn.Module):
+        def forward(self, x):
+            shown.append(x)
+            return torch.zeros(1, 2, *x.shape[2:])
+
+    predict_probabilities(Watched(), prepared, smoke)
+    middle = window_at(prepared, smoke, [n // 2 for n in prepared.image.shape])
+    assert middle.shape == (1, 1, *smoke.data.patch_voxels)
+    assert any(torch.equal(middle, x) for x in shown)
+    assert len(shown) == windows.count
+    low, high = manifest.intensity_range
+    assert low <= middle.min() < middle.max() <= high

@@ -87,3 +87,23 @@ def test_windows_are_read_one_by_one_and_never_the_whole_scan():
         assert rows.shape[1] <= 8
     assert far.largest == 8**3
     assert sum(done) == windows.count
+
+
+def test_the_nearest_window_has_the_voxel_nearest_its_middle():
+    windows = Windows.over((40, 6, 20), (16, 8, 16), overlap=0.5)
+    assert windows.starts[0] == (0, 8, 16, 24)
+    assert windows.before == (0, 1, 0)
+    for place in range(40):
+        start = windows.nearest((place, 3, 10))[0]
+        assert abs(start + 8 - place) == min(abs(other + 8 - place) for other in windows.starts[0])
+    assert windows.nearest((0, 0, 0)) == (0, 0, 0)
+    assert windows.nearest((39, 5, 19)) == (24, 0, 4)
+
+
+@torch.inference_mode()
+def test_what_is_handed_on_may_be_the_blend_itself():
+    patch, image = (8, 8, 8), np.random.default_rng(0).standard_normal((12, 8, 9)).astype(np.float32)
+    network, settings = Network(patch), PredictionConfig()
+    blended, _ = whole([network], image, patch, settings, finish=lambda x: x)
+    probabilities, _ = whole([network], image, patch, settings)
+    np.testing.assert_allclose(blended.softmax(0), probabilities, atol=1e-6)

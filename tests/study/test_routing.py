@@ -5,11 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from einops import rearrange
 
 from homelib import MambaHoME, SegMamba, UserError, trace_routing
 from homelib.config import override
-from homelib.network.unet import pad
 from homelib.study.routing import Routing, Trace, expert_maps, experts_by_class, utilisation
 
 
@@ -150,30 +148,6 @@ def test_a_place_that_was_not_traced_is_named_with_those_that_were():
 # ---------------------------------------------------------------- maps in image space
 
 
-def light_bright_tokens(network: MambaHoME, stage: int) -> None:
-    """Make the stage's first router give expert 1 all of a token that holds a bright voxel, and expert 0 all of every other.
-
-    Its decisions are made from the network's own input, token by token in raster order, apart from homelib's code.
-    """
-    seen = {}
-    router = network.stages[stage].blocks[0].home.local_router
-    network.register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
-
-    def forward(x, mean, padded):
-        B, G, K, _ = x.shape
-        voxels = 2 ** (stage + 1)
-        D, H, W = (n // voxels for n in pad(seen["x"]).shape[2:])
-        bright = torch.zeros(B, G * K, dtype=torch.bool)
-        for b, _, z, y, x in (seen["x"] > 0.5).nonzero().tolist():
-            bright[b, ((z // voxels) * H + y // voxels) * W + x // voxels] = True
-        A = torch.zeros(B, G * K, router.experts, router.slots)
-        A[:, :, 1, 0], A[:, :, 0, 1] = bright.float(), 1 - bright.float()
-        A[:, D * H * W :] = 1 / (router.experts * router.slots)  # fill tokens
-        return rearrange(A, "b (g k) e s -> b g k e s", k=K)
-
-    router.forward = forward
-
-
 PLANTED = {  # shape of the volume, window, stage, planted voxel, the cube of voxels of its token
     "one window of a multiple of 16": ((32, 32, 32), (32, 32, 32), 0, (4, 30, 17), (slice(4, 6), slice(30, 32), slice(16, 18))),
     "one window that is padded inside": ((20, 24, 18), (20, 24, 18), 1, (18, 2, 7), (slice(16, 20), slice(0, 4), slice(4, 8))),
@@ -185,7 +159,7 @@ PLANTED = {  # shape of the volume, window, stage, planted voxel, the cube of vo
 
 @pytest.mark.parametrize("blend", ["gaussian", "constant"])
 @pytest.mark.parametrize(("shape", "window", "stage", "planted", "cube"), PLANTED.values(), ids=PLANTED)
-def test_a_planted_token_lights_its_own_voxels_and_no_others(smoke, case_of, shape, window, stage, planted, cube, blend):
+def test_a_planted_token_lights_its_own_voxels_and_no_others(smoke, case_of, light_bright_tokens, shape, window, stage, planted, cube, blend):
     settings = override(smoke, {"data.patch_voxels": window, "prediction.blend": blend, "model.group_size": (100, 30, 16, 8)})  # ragged groups
     network = MambaHoME(settings.model).eval()
     light_bright_tokens(network, stage)
@@ -208,7 +182,7 @@ def test_maps_sum_to_one_at_every_voxel_of_any_size_and_leave_no_hook(smoke, cas
         assert maps.dtype == np.float32
         assert maps.min() >= 0
         assert maps.std((1, 2, 3)).max() > 0
-        np.testing.assert_allclose(maps.sum(0), 1, atol=1e-4)
+        np.testing.assert_allclose(maps.sum(0), 1, atol=1e-5)
     assert hooks_of(network) == 0
 
 
@@ -216,7 +190,7 @@ def test_maps_of_a_stage_or_block_that_is_not_there_are_refused(smoke, case_of):
     network, case = MambaHoME(smoke.model).eval(), case_of(np.zeros((32, 32, 32)))
     with pytest.raises(UserError, match="stages: found 4"):
         expert_maps(network, case, smoke, stage=4)
-    with pytest.raises(KeyError, match=r"found \(0, 3\)"):
+    with pytest.raises(UserError, match="blocks: found 3, expected 0 to 0"):
         expert_maps(network, case, smoke, block=3)
     with pytest.raises(UserError, match="SegMamba"):
         expert_maps(SegMamba(smoke.model), case, smoke)
