@@ -29,7 +29,8 @@ class Routed:
         spacing_mm: of the image's grid.
         limits: lowest and highest intensity that is shown, black and white.
         slots: (stage, block) -> (E * S, D, H, W), level 1, the slots of expert 0 first. May be empty.
-        groups: (stage, block) -> (d, h, w) integers, the group of every token of one window. May be empty.
+        groups: (stage, block) -> integers, the group of every token of one window: (d, h, w), or on the image's grid with -1 beyond the window. May be
+            empty.
         label: (D, H, W) class indices, or None.
         class_names: by index.
 

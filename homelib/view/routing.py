@@ -42,9 +42,10 @@ def show_heat(ax: Axes, image: np.ndarray, heat: np.ndarray, plane: str, index: 
     show_slice(ax, heat, plane, index, spacing_mm=spacing_mm, limits=(0, reach), cmap=HEAT, alpha=0.75, bar=False)
 
 
-def show_groups(ax: Axes, groups: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float] = (1, 1, 1)) -> None:
-    """Groups of a window's tokens in one slice of its grid: colours, which repeat, and a line wherever one group ends."""
-    show_slice(ax, (groups % 8).astype(float), plane, index, spacing_mm=spacing_mm, limits=(0, 7), cmap=GROUP_COLOURS, bar=False)
+def show_groups(ax: Axes, groups: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float] = (1, 1, 1), **style) -> None:
+    """Groups of one window's tokens in a slice: colours, which repeat, and a line wherever one group ends; nothing where there is none (-1)."""
+    shown = np.ma.masked_where(groups < 0, (groups % 8).astype(float))
+    show_slice(ax, shown, plane, index, spacing_mm=spacing_mm, limits=(0, 7), cmap=GROUP_COLOURS, bar=False, **style)
     picture = slice_of(groups, plane, index)
     down, right = picture[1:] != picture[:-1], picture[:, 1:] != picture[:, :-1]
     lines = [((c - 0.5, r + 0.5), (c + 0.5, r + 0.5)) for r, c in np.argwhere(down)] + [((c + 0.5, r - 0.5), (c + 0.5, r + 0.5)) for r, c in np.argwhere(right)]
@@ -86,8 +87,12 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
         one = [slice(None)] * 4
         one[fixed + 1] = slice(index, index + 1)
         show_slice(line[3], entropy(weights[tuple(one)]), plane, 0, limits=(0, 1), cmap="viridis", bar=False, **shown)
-        if groups is not None:
+        if groups is not None and groups.shape == routed.image.shape:
+            show_slice(line[4], routed.image, plane, index, limits=routed.limits, bar=False, **shown)
+            show_groups(line[4], groups, plane, index, alpha=0.6, **shown)
+        elif groups is not None:
             show_groups(line[4], groups, plane, groups.shape[fixed] // 2)
+            line[4].set_xlabel(f"its slice {groups.shape[fixed] // 2}", fontsize=8)
         line[0].set_ylabel(f"{plane}, slice {index}", fontsize=9)
     names = [
         "scan" + (" and label" if routed.label is not None else ""),

@@ -17,26 +17,30 @@ def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
     """Expert by class: how much more than its average an expert weighs within a class (log2 of the lift).
 
     Args:
-        table: tidy rows class, expert, lift. With `low` and `high`, the ends of a permutation band, what lies beyond its band is framed and bold:
-            there the expert is associated with the class.
+        table: tidy rows class, expert, lift. With `low` and `high`, the ends of a permutation band, what lies beyond its own band is framed: there the
+            expert is associated with the class. With `p`, which allows for all cells together, those below 0.05 have a star.
     """
-    matrix = table.pivot_table(index="class", columns="expert", values="lift", sort=False)
+    matrix = _matrix(table, "lift")
     values = np.log2(np.maximum(matrix.to_numpy(), 1e-3))
-    banded = {"low", "high"} <= set(table.columns)
-    beyond = np.zeros(matrix.shape, bool)
-    if banded:
-        low, high = (table.pivot_table(index="class", columns="expert", values=end, sort=False).to_numpy() for end in ("low", "high"))
+    beyond = sure = np.zeros(matrix.shape, bool)
+    told = []
+    if {"low", "high"} <= set(table.columns):
+        low, high = (_matrix(table, end).to_numpy() for end in ("low", "high"))
         beyond = (matrix.to_numpy() < low) | (matrix.to_numpy() > high)
+        told.append("framed: beyond its permutation band")
+    if "p" in table:
+        sure = _matrix(table, "p").to_numpy() < 0.05
+        told.append("*: p < 0.05 over all cells")
     reach = max(0.1, float(np.abs(values).max()))
     figure, ax = plt.subplots(figsize=(2.6 + 0.7 * matrix.shape[1], 1.4 + 0.33 * matrix.shape[0]), layout="constrained")
     picture = ax.imshow(values, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
     ax.set_yticks(range(len(matrix)), [c.replace("_", " ") for c in matrix.index], fontsize=8)
     ax.set_xticks(range(matrix.shape[1]), matrix.columns)
-    ax.set_xlabel("expert (framed: beyond the permutation band)" if banded else "expert")
+    ax.set_xlabel("\n".join(["expert", *told]), fontsize=8)
     for (row, column), value in np.ndenumerate(matrix.to_numpy()):
         dark = abs(values[row, column]) > 0.6 * reach
-        weight = "bold" if beyond[row, column] else "normal"
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black", weight=weight)
+        number = f"{value:.2f}" + "*" * bool(sure[row, column])
+        ax.text(column, row, number, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         if beyond[row, column]:
             ax.add_patch(Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="black", lw=1.6))
     figure.colorbar(picture, ax=ax, label="log2 lift")
@@ -44,13 +48,18 @@ def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def utilisation_curves(table: pd.DataFrame, *, title: str) -> Figure:
-    """The share of every expert over training, a panel a stage (and level, where the table has one); dashed: the same share for all.
+def _matrix(table: pd.DataFrame, values: str) -> pd.DataFrame:
+    return table.pivot_table(index="class", columns="expert", values=values, sort=False)
+
+
+def utilisation_curves(table: pd.DataFrame, *, title: str, share: str = "share") -> Figure:
+    """The share of every expert over training, a panel a layer; dashed: the same share for all.
 
     Args:
-        table: tidy rows step, stage, expert, share; with `level`, of both.
+        table: tidy rows step, stage, expert and the share; with `block` and `level`, a panel for each.
+        share: the column that has it.
     """
-    keys = ["stage", "level"] if "level" in table else ["stage"]
+    keys = [key for key in ("stage", "block", "level") if key in table]
     panels = list(table.groupby(keys, sort=True))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
@@ -58,7 +67,7 @@ def utilisation_curves(table: pd.DataFrame, *, title: str) -> Figure:
     for ax in axes.ravel()[len(panels) :]:
         ax.set_axis_off()
     for ax, (place, part) in zip(axes.ravel(), panels, strict=False):
-        curves = part.pivot_table(index="step", columns="expert", values="share")
+        curves = part.pivot_table(index="step", columns="expert", values=share)
         colours = expert_colours(curves.shape[1])
         for (expert, curve), colour in zip(curves.items(), colours, strict=True):
             ax.plot(curve.index, curve, color=colour, lw=1.4, marker="o", ms=2.5)

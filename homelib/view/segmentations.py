@@ -20,10 +20,10 @@ VIEWS = {"from the front": (1, -1), "from the patient's left": (0, 1)}  # axis l
 
 
 def contours(ax: Axes, label: np.ndarray, plane: str, index: int, *, classes: int, width: float = 1.2) -> None:
-    """The outline of every class over a slice that is shown already."""
+    """The outline of every class over a slice that is shown already; what is no class has none."""
     picture = slice_of(label, plane, index)
     colours = class_colours(classes)
-    for value in np.unique(picture[picture > 0]):
+    for value in np.unique(picture[(picture > 0) & (picture < classes)]):
         rows, columns = (slice(max(0, found.min() - 1), found.max() + 2) for found in np.nonzero(picture == value))  # the outline needs no more
         y, x = (np.arange(n)[part] for n, part in zip(picture.shape, (rows, columns), strict=True))
         if len(x) > 1 and len(y) > 1:
