@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..errors import UserError
 from .plots import PLANES, best_slices, class_colours, class_legend, show_label, show_slice, slice_of
 from .routed import Place, Routed, Voxel, centre_of, entropy, expert_colours
-from .segmentations import contours
+from .segmentations import contours, solids
 
 HEAT = "magma"  # of a weight
 GROUP_COLOURS = "Set2"
@@ -141,6 +142,29 @@ def montage(routed: Routed, place: Place, *, expert: int | None = None, plane: s
     if expert is not None:
         figure.colorbar(axes[0, 0].images[-1], ax=axes, shrink=0.8, label="weight")
     legend(figure, experts=len(weights) if expert is None else 0, class_names=routed.class_names if routed.label is not None else ())
+    return figure
+
+
+def solid_experts(routed: Routed, place: Place, *, title: str = "") -> Figure:
+    """The label as a solid from two sides, and beside it the same solid in the colours of the expert that wins at its surface.
+
+    What a 3D viewer shows, as a picture. Raises UserError: a place that was not traced, or a scan without a label.
+    """
+    if routed.label is None:
+        raise UserError(f"{routed.name}: found no label, expected one: its surface is what is coloured.")
+    weights, classes = routed.weights(place), len(routed.class_names)
+    label = np.where(routed.label < classes, routed.label, 0)
+    winner = np.where(label > 0, weights.argmax(0) + 1, 0)
+    name, colours = f"winning expert, {told(place)}", ["#000000", *expert_colours(len(weights))]
+    figure = solids(
+        {"label": label, name: winner},
+        spacing_mm=routed.spacing_mm,
+        class_names=routed.class_names,
+        title=f"{routed.name}{title and '; ' + title}",
+        colours={name: colours},
+    )
+    figure.legends[0].remove()
+    legend(figure, experts=len(weights), class_names=routed.class_names)
     return figure
 
 
