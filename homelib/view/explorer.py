@@ -12,13 +12,16 @@ from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ..errors import UserError
 from . import explorer_state as logic
 from .explorer_state import COLOUR_MAPS, SHOWS, State
-from .plots import PLANES
-from .routed import Routed
+from .plots import PLANES, plane_letters
+from .routed import Routed, expert_colours
 from .slice_canvas import SliceCanvas, bars_html, scale_html
 
 TALLEST_PX, WIDEST_PX = 440, 520  # of a picture on the page
@@ -103,9 +106,15 @@ class Explorer:
         figure, axes = plt.subplots(2, len(self.panels), figsize=(5.2 * len(self.panels), 7.6), layout="constrained", squeeze=False, height_ratios=[2.2, 1])
         for (above, below), case in zip(axes.T, self.shown, strict=True):
             state = logic.for_case(self.state, case, self.shown[0])
-            picture = logic.picture(case, state, reach=self._reach(case, state))
-            wide, tall = logic.size_mm(case, state.plane)
-            above.imshow(picture, extent=(0, wide, tall, 0), interpolation="nearest")
+            reach, (wide, tall) = self._reach(case, state), logic.size_mm(case, state.plane)
+            above.imshow(logic.picture(case, state, reach=reach), extent=(0, wide, tall, 0), interpolation="nearest")
+            plane_letters(above, state.plane)
+            if state.show == "winner":
+                handles = [Patch(color=colour, label=f"expert {e}") for e, colour in enumerate(expert_colours(len(case.weights(state.place))))]
+                above.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=6, fontsize=7, frameon=False)
+            else:
+                colours = ScalarMappable(Normalize(0, reach if state.show == "weight" else 1), state.colours)
+                figure.colorbar(colours, ax=above, shrink=0.8, label=state.show)
             above.set(xlabel="mm", ylabel="mm")
             above.set_title(logic.told(case, state).replace(", ", ",\n", 1), fontsize=9)
             if cross := logic.place_of(case, state):

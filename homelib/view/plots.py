@@ -41,6 +41,17 @@ def bar_mm(wide_mm: float) -> int:
     return next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.9 * wide_mm), 1)
 
 
+def plane_letters(ax: Axes, plane: str) -> None:
+    """Which way is right, left, front, back, up and down, at the edges of a slice."""
+    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "alpha": 0.9}
+    for letter, (x, y, ha, va) in zip(
+        PLANES[plane][1],
+        [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
+        strict=True,
+    ):
+        ax.text(x, y, letter, ha=ha, va=va, **told)
+
+
 def show_slice(
     ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style
 ) -> None:
@@ -52,13 +63,7 @@ def show_slice(
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "alpha": 0.9}
-    for letter, (x, y, ha, va) in zip(
-        PLANES[plane][1],
-        [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
-        strict=True,
-    ):
-        ax.text(x, y, letter, ha=ha, va=va, **told)
+    plane_letters(ax, plane)
     if bar:
         rows, columns = picture.shape
         length_mm = bar_mm(columns * across)

@@ -392,10 +392,19 @@ def test_the_figure_is_what_the_canvas_shows(explorer, case):
     figure = explorer.figure()
     figure.canvas.draw()
     above, below = figure.axes
+    assert [text.get_text() for text in above.texts] == list("RLAP")
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["expert 0", "expert 1", "expert 2"]
     assert np.array_equal(above.images[0].get_array(), picture_of(explorer.views[0].canvas))
     assert above.images[0].get_extent() == [0, 24, 30, 0]
     heights = [float(v) for maps in (case.experts[0, 0, 1], case.slots[0, 0], case.experts[0, 0, 2]) for v in maps[(slice(None), *explorer.state.voxel)]]
     assert sorted(bar.get_height() for bar in below.patches) == sorted(heights)
+
+
+def test_the_figure_of_a_weight_has_its_scale(explorer, case):
+    explorer.show(show="weight", channel=("slot", 1))
+    assert explorer.figure().axes[2].get_ylim() == (0, case.top((0, 0, 1)))
+    explorer.show(show="entropy")
+    assert explorer.figure().axes[2].get_ylim() == (0, 1)
 
 
 def test_every_control_is_named(explorer):

@@ -137,6 +137,16 @@ def test_limits_are_those_given_or_the_volumes_own(ax, image):
     assert np.array_equal(given.get_array(), plots.slice_of(image, "axial", 5))
 
 
+@pytest.mark.parametrize(("wide", "bar"), [(400, 50), (55, 20), (2.5, 2), (1.5, 1)])
+def test_a_bar_is_shorter_than_its_picture(wide, bar):
+    assert plots.bar_mm(wide) == bar
+
+
+def test_letters_stand_at_the_edges(ax):
+    plots.plane_letters(ax, "sagittal")
+    assert [(text.get_text(), text.get_position()) for text in ax.texts] == [("A", (0.01, 0.5)), ("P", (0.99, 0.5)), ("S", (0.5, 0.99)), ("I", (0.5, 0.01))]
+
+
 def test_a_class_has_its_own_colour_and_the_background_none(ax):
     label = np.arange(9).repeat(2).reshape(3, 6, 1)
     plots.show_label(ax, label, "axial", 0, spacing_mm=(1, 1, 1), classes=9, alpha=0.5)

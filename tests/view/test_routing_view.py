@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from homelib import UserError
 from homelib.view import plots, routed, routing, routing_charts
@@ -201,6 +201,25 @@ def test_a_montage_of_a_scan_without_a_label_goes_from_end_to_end_of_it(image):
     case = Routed("bare", image, {(0, 0, 1): shares(2, 0)}, SPACING_MM, (-175, 250))
     figure = routing.montage(case, (0, 0, 1), plane="sagittal", slices=7)
     assert [ax.get_title() for ax in panels(figure)] == [f"slice {index}" for index in (0, 5, 10, 14, 19, 24, 29)]
+
+
+def test_solids_show_the_label_and_the_expert_that_wins_on_its_surface(image):
+    label = np.zeros(SHAPE, int)
+    label[5:25, 5:20, 5:15], label[0, 0, 0] = 1, 255
+    first = np.zeros(SHAPE)
+    first[15:] = 1  # expert 0 on the patient's right, expert 1 on the left
+    case = Routed("x", image, {(0, 0, 1): np.stack([first, 1 - first])}, SPACING_MM, (0, 1), label=label, class_names=NAMES)
+    figure = routing.solid_experts(case, (0, 0, 1), title="seed 0")
+    drawn(figure)
+    plain, coloured = (ax.images[0].get_array() for ax in figure.axes[:2])
+    row = coloured.shape[0] // 2
+    np.testing.assert_allclose(plain[row, [8, 21]], [to_rgb(plots.CLASS_COLOURS[1])] * 2)
+    left, right = coloured[row, 8], coloured[row, 21]  # of the picture: the patient's right is on the left
+    blue, red = (np.array(to_rgb(colour)) for colour in routed.expert_colours(2))
+    np.testing.assert_allclose((left, right), (blue, red), atol=1e-6)
+    assert legend_entries(figure) == ["expert 0", "expert 1", "liver", "spleen", "inferior vena cava"]
+    with pytest.raises(UserError, match="x: found no label"):
+        routing.solid_experts(Routed("x", image, {(0, 0, 1): shares(2, 0)}, SPACING_MM, (0, 1)), (0, 0, 1))
 
 
 # ---------------------------------------------------------------- tables
