@@ -73,8 +73,11 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
         UserError: a place that was not traced, or a class that is nowhere.
     """
     weights, reach = routed.weights(place), routed.top(place)
-    if at is None:
-        at = centre_of(routed.label, about) if about is not None else tuple(n // 2 for n in routed.image.shape)
+    of = f"voxel {at}"
+    if at is None and about is not None:
+        at, of = centre_of(routed.label, about), f"the centre of {routed.class_names[about].replace('_', ' ')}"
+    elif at is None:
+        at, of = tuple(n // 2 for n in routed.image.shape), "its middle"
     groups = routed.groups.get(place[:2])
     columns = 4 + (groups is not None)
     figure, axes = plt.subplots(3, columns, figsize=(2.6 * columns, 8.6), layout="constrained")
@@ -108,8 +111,7 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
     winning.set_ticks(range(len(weights)), labels=[str(e) if len(weights) <= 16 or not e % 4 else "" for e in range(len(weights))])
     for column in (2, 3):
         figure.colorbar(axes[0, column].images[-1], ax=axes[:, column], location="bottom", shrink=0.9, aspect=25)
-    of = f"through the centre of {routed.class_names[about].replace('_', ' ')}" if about is not None else f"through voxel {at}"
-    figure.suptitle(f"{routed.name}, {told(place)}, {of}{title and '; ' + title}", fontsize=11)
+    figure.suptitle(f"{routed.name}, {told(place)}, through {of}{title and '; ' + title}", fontsize=11)
     if routed.label is not None and routed.class_names:
         class_legend(figure, routed.class_names)
     return figure
