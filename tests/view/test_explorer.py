@@ -42,7 +42,7 @@ def made(name: str = "ct-a", shape=SHAPE, seed: int = 0, **changes) -> Routed:
     experts = {(0, 0, 1): slots.reshape(3, 2, *shape).sum(1), (0, 0, 2): shares(4, seed + 1, shape), (0, 1, 1): shares(3, seed + 2, shape)}
     experts[1, 0, 1] = shares(16, seed + 3, shape)
     label = np.zeros(shape, np.uint8)
-    label[2:6, 3:7, 2:5], label[7, 2, 6] = 1, 2
+    label[2:6, 3:7, 2:5], label[7, 2, shape[2] - 2] = 1, 2
     image = np.random.default_rng(seed + 4).uniform(-200, 300, shape)
     return Routed(**{"name": name, "image": image, "experts": experts, "spacing_mm": (2.0, 3.0, 5.0), "limits": (-175, 250), "slots": {(0, 0): slots},
                      "label": label, "class_names": NAMES} | changes)  # fmt: skip
