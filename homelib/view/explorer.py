@@ -116,17 +116,26 @@ class Explorer:
                 colours = ScalarMappable(Normalize(0, reach if state.show == "weight" else 1), state.colours)
                 figure.colorbar(colours, ax=above, shrink=0.8, label=state.show)
             above.set(xlabel="mm", ylabel="mm")
-            above.set_title(logic.told(case, state).replace(", ", ",\n", 1), fontsize=9)
+            above.set_title(logic.told(case, state).replace(": ", "\n", 1).replace(", stage", "\nstage"), fontsize=9)
             if cross := logic.place_of(case, state):
                 above.axvline(cross[0] * wide, color="white", lw=0.7)
                 above.axhline(cross[1] * tall, color="white", lw=0.7)
             below.set_title(logic.told_voxel(case, state), fontsize=8)
-            shares = [bar for group in logic.bars(case, state).values() for bar in group]
-            below.bar(range(len(shares)), [bar.share for bar in shares], color=[bar.colour for bar in shares])
-            below.set_xticks(range(len(shares)), [bar.name for bar in shares], rotation=90, fontsize=7)
+            below.set_axis_off()
+            place = 0
+            for title, bars in logic.bars(case, state).items():
+                below.set_axis_on()
+                below.bar(range(place, place + len(bars)), [bar.share for bar in bars], color=[bar.colour for bar in bars], label=title)
+                below.text(place - 0.4, 0.99, title.replace(", ", "\n"), transform=below.get_xaxis_transform(), fontsize=7, va="top")
+                place += len(bars) + 1
+            ticks = [
+                (bars[i].get_x() + 0.4, bar.name)
+                for bars, group in zip(below.containers, logic.bars(case, state).values(), strict=True)
+                for i, bar in enumerate(group)
+            ]
+            below.set_xticks([x for x, _ in ticks], [name for _, name in ticks], rotation=90, fontsize=7)
+            below.margins(y=0.25)
             below.spines[["top", "right"]].set_visible(False)
-            if not shares:
-                below.set_axis_off()
         return figure
 
     def save(self) -> Path:

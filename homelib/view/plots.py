@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 # Okabe and Ito's colours, then two that stay apart from them; background first
 CLASS_COLOURS = ["#000000", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#FF3B3B", "#56B4E9", "#B8B8FF", "#8C564B"]
@@ -43,7 +44,7 @@ def bar_mm(wide_mm: float) -> int:
 
 def plane_letters(ax: Axes, plane: str) -> None:
     """Which way is right, left, front, back, up and down, at the edges of a slice."""
-    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "alpha": 0.9}
+    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
     for letter, (x, y, ha, va) in zip(
         PLANES[plane][1],
         [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],

@@ -58,7 +58,7 @@ def legend(figure: Figure, *, experts: int, class_names: Sequence[str]) -> None:
     handles = [Patch(color=colour, label=f"expert {e}") for e, colour in enumerate(expert_colours(experts))]
     lines = list(zip(class_colours(len(class_names)), class_names, strict=True))[1:]
     handles += [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in lines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 1.4)), fontsize=8, frameon=False)
 
 
 def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | None = None, about: int | None = None, title: str = "") -> Figure:
@@ -80,8 +80,8 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
         at, of = tuple(n // 2 for n in routed.image.shape), "its middle"
     groups = routed.groups.get(place[:2])
     columns = 4 + (groups is not None)
-    figure, axes = plt.subplots(3, columns, figsize=(2.6 * columns, 8.6), layout="constrained")
-    for line, (plane, (fixed, _)) in zip(axes, PLANES.items(), strict=True):
+    figure, axes = plt.subplots(4, columns, figsize=(2.6 * columns, 8.8), layout="constrained", height_ratios=[1, 1, 1, 0.05])
+    for line, (plane, (fixed, _)) in zip(axes[:3], PLANES.items(), strict=True):
         index, shown = at[fixed], {"spacing_mm": routed.spacing_mm}
         show_slice(line[0], routed.image, plane, index, limits=routed.limits, **shown)
         if routed.label is not None:
@@ -107,10 +107,12 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
     ]
     for ax, name in zip(axes[0], names, strict=False):
         ax.set_title(name, fontsize=10)
-    winning = figure.colorbar(axes[0, 1].images[-1], ax=axes[:, 1], location="bottom", shrink=0.9, aspect=25)
-    winning.set_ticks(range(len(weights)), labels=[str(e) if len(weights) <= 16 or not e % 4 else "" for e in range(len(weights))])
-    for column in (2, 3):
-        figure.colorbar(axes[0, column].images[-1], ax=axes[:, column], location="bottom", shrink=0.9, aspect=25)
+    for column, ax in enumerate(axes[3]):
+        if 1 <= column <= 3:
+            figure.colorbar(axes[0, column].images[-1], cax=ax, orientation="horizontal")
+        else:
+            ax.set_axis_off()
+    axes[3, 1].set_xticks(range(len(weights)), [str(e) if len(weights) <= 16 or not e % 4 else "" for e in range(len(weights))])
     figure.suptitle(f"{routed.name}, {told(place)}, through {of}{title and '; ' + title}", fontsize=11)
     if routed.label is not None and routed.class_names:
         class_legend(figure, routed.class_names)

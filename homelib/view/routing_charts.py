@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
+from scipy.optimize import isotonic_regression
 
 from .routed import Routed, Voxel, expert_colours
 
@@ -69,9 +70,10 @@ def utilisation_curves(table: pd.DataFrame, *, title: str, share: str = "share")
     for ax, (place, part) in zip(axes.ravel(), panels, strict=False):
         curves = part.pivot_table(index="step", columns="expert", values=share)
         colours = expert_colours(curves.shape[1])
-        for (expert, curve), colour in zip(curves.items(), colours, strict=True):
+        heights = _apart(curves.iloc[-1].to_numpy(), least=min(0.055, 0.9 / len(colours)) * curves.to_numpy().max())
+        for (expert, curve), colour, height in zip(curves.items(), colours, heights, strict=True):
             ax.plot(curve.index, curve, color=colour, lw=1.4, marker="o", ms=2.5)
-            ax.annotate(str(expert), (curve.index[-1], curve.iloc[-1]), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center", color=colour)
+            ax.annotate(str(expert), (curve.index[-1], height), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center", color=colour)
         ax.axhline(1 / curves.shape[1], color="#888888", lw=0.8, ls="--")
         ax.set_title(", ".join(f"{key} {value}" for key, value in zip(keys, place, strict=True)), fontsize=9)
         ax.set_ylim(0, None)
@@ -82,6 +84,13 @@ def utilisation_curves(table: pd.DataFrame, *, title: str, share: str = "share")
         line[0].set_ylabel("share of the tokens' weight")
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _apart(values: np.ndarray, *, least: float) -> np.ndarray:
+    """Heights for names at the ends of curves: as near to the values as they can be, in their order and at least so far apart."""
+    order, steps = np.argsort(values, kind="stable"), least * np.arange(len(values))
+    heights = isotonic_regression(values[order] - steps).x + steps
+    return heights[np.argsort(order, kind="stable")]
 
 
 Span = tuple[float, float]  # low and high end on a column
