@@ -95,7 +95,7 @@ def browser(arguments: argparse.Namespace, slices: int = 40) -> dict:
             with sync_playwright() as playwright:
                 page = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page(viewport={"width": 1300, "height": 1200})
                 page.goto(f"http://127.0.0.1:{port}/doc/tree/explorer.ipynb?reset")
-                page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')", timeout=120_000)
+                page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
                 page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
                 page.wait_for_function("document.querySelector('.home-canvas')?.width > 300", timeout=120_000)
                 page.evaluate(WATCH)

@@ -220,7 +220,7 @@ def test_in_jupyterlab(serve, page, workplace):
     )  # fmt: skip
     page.goto(f"{address}/doc/tree/routing.ipynb?reset", wait_until="domcontentloaded")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=WAIT)
-    page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')", timeout=WAIT)
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=WAIT)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     look_into(page, workplace, "jupyterlab")
 

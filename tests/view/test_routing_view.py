@@ -282,6 +282,17 @@ def test_utilisation_tells_block_and_level_apart_and_takes_another_column(use):
     assert [ax.get_title() for ax in figure.axes if ax.axison] == [f"stage {s}, block 0, level {level}" for s in (0, 1) for level in (1, 2)]
 
 
+def test_names_at_the_ends_of_curves_lie_apart_in_the_order_of_the_curves():
+    shares = [0.1, 0.1, 0.1, 0.3, 0.101, 0.299]
+    table = pd.DataFrame([{"step": step, "stage": 0, "expert": e, "share": share} for step in (0, 10) for e, share in enumerate(shares)])
+    ax = routing_charts.utilisation_curves(table, title="Use").axes[0]
+    heights = [text.xy[1] for text in ax.texts]
+    assert np.diff(sorted(heights)).min() >= 0.05 * max(shares)
+    assert heights[4] > max(heights[:3])
+    assert heights[3] > heights[5] > heights[4]
+    assert np.mean(heights) == pytest.approx(np.mean(shares)), "as many moved down as up"
+
+
 # ---------------------------------------------------------------- the flow of a token
 
 
