@@ -178,7 +178,7 @@ class Explorer:
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._chosen(**{name: change["new"]}), names="value")
         self._play = widgets.Play(interval=PLAY_MILLISECONDS, min=0, max=1, description="Play over the slices")
-        widgets.jslink((self._play, "value"), (self.controls["index"], "value"))
+        widgets.jslink((self.controls["index"], "value"), (self._play, "value"))  # the first is what both begin with
         self._save = widgets.Button(description="Save figure", tooltip="Write what is seen as a PNG; nothing is overwritten")
         self._save.on_click(self._saved)
         self._said = widgets.Label()
@@ -212,7 +212,11 @@ class Explorer:
             for name, control in self.controls.items():
                 if control.value != getattr(state, name):
                     control.value = getattr(state, name)
-            self.controls["index"].max = self._play.max = last  # the browser links their values: a word of the kernel's would come late
+            self.controls["index"].max = last
+            if self._play.max != last:  # only then: the browser links their values, and while it plays a word of the kernel's would come late
+                with self._play.hold_sync():
+                    self._play.max = max(last, self._play.value)
+                    self._play.value, self._play.max = state.index, last
             for view, name in zip(self.views, self.panels, strict=True):
                 view.chooser.value = name
             self.controls["channel"].disabled = state.show != "weight"

@@ -201,6 +201,11 @@ def look_into(page, workplace: Path, name: str) -> None:
     page.get_by_role("button", name="winner").click()
     page.wait_for_timeout(500)
     check(replace(state, index=index + 1, show="winner"))
+    page.get_by_role("button", name="axial").click()
+    wait_for_slice(page, voxel[2])
+    page.wait_for_timeout(500)
+    assert slider_value(page) == voxel[2], "another plane goes through the picked voxel"
+    check(replace(state, plane="axial", index=voxel[2], show="winner"))
     page.get_by_role("button", name="Save figure").click()
     page.get_by_text("saved: ").wait_for()
     assert page.errors == []

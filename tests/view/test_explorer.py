@@ -311,6 +311,7 @@ def test_the_slider_fits_every_plane_in_any_order(explorer):
         explorer.controls["plane"].value = plane
         slider = explorer.controls["index"]
         assert (slider.min, slider.max) == (0, n - 1)
+        assert (explorer._play.max, explorer._play.value) == (n - 1, explorer.state.index), "in the browser it would move the slider"
         slider.value = n - 1
         assert explorer.state.index == n - 1
 
