@@ -1,8 +1,8 @@
 """How long the explorer takes for another slice: in the kernel (choose, mix, pack), and in a browser from the key to the pixels.
 
-    python -m benchmarks.explorer [kernel] [browser] [--shape 93 63 152] [--experts 4] [--panels 2]
+    python -m benchmarks.explorer [kernel] [browser] [--shape 73 56 67] [--experts 4] [--panels 2]
 
-Prints tables and writes benchmarks/results/explorer.json. Scan and maps are generated; the default shape is about the demo's. In a browser: a key
+Prints tables and writes benchmarks/results/explorer.json. Scan and maps are generated; the default shape is that of the demo. In a browser: a key
 on the slider, until the canvas says that it has drawn that slice, under JupyterLab in headless Chromium; skipped with the reason where there is none.
 """
 
@@ -44,7 +44,9 @@ def generated(shape: tuple[int, ...], experts: int, panels: int) -> Explorer:
         label = (gaussian_filter(image, 4) > 42).astype(np.uint8)
         maps = (weights / weights.sum(0)).astype(np.float16)
         cases.append(Routed(f"case {number}", image, {(0, 0, 1): maps}, (4.0, 4.0, 4.0), (-175, 250), label=label, class_names=("background", "organ")))
-    return Explorer(cases, panels=panels)
+    explorer = Explorer(cases, panels=panels)
+    explorer.show(index=shape[2] // 2)  # not at an end: a key has to lead to another slice
+    return explorer
 
 
 def kernel(explorer: Explorer) -> list[dict]:
@@ -80,7 +82,8 @@ def browser(arguments: argparse.Namespace, slices: int = 40) -> dict:
         port = free.getsockname()[1]
         free.close()
         source = f"from benchmarks.explorer import generated\ngenerated({tuple(arguments.shape)}, {arguments.experts}, {arguments.panels})"
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), f"{folder}/explorer.ipynb")
+        about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}  # else JupyterLab asks for one
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=about), f"{folder}/explorer.ipynb")
         options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
         command = [sys.executable, "-m", "jupyterlab", *options, "--LabApp.expose_app_in_browser=True"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -113,7 +116,7 @@ def browser(arguments: argparse.Namespace, slices: int = 40) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=["kernel", "browser", []], help="both, if none is named")
-    parser.add_argument("--shape", nargs=3, type=int, default=[93, 63, 152])
+    parser.add_argument("--shape", nargs=3, type=int, default=[73, 56, 67])
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--panels", type=int, default=2)
     arguments = parser.parse_args()
