@@ -1,4 +1,5 @@
-"""Every static figure. Volumes are (D, H, W) in RAS+ (right-left, front-back, up), shown as a radiologist sees them: the patient's right on the left.
+"""Slices, labels and the figures of a run. Volumes are (D, H, W) in RAS+ (right-left, front-back, up), shown as a radiologist sees them:
+the patient's right on the left.
 
 Sizes are fixed, maps are safe for colour-blind readers, each slice has its orientation letters and a scale bar in mm.
 """
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 # Okabe and Ito's colours, then two that stay apart from them; background first
 CLASS_COLOURS = ["#000000", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#FF3B3B", "#56B4E9", "#B8B8FF", "#8C564B"]
@@ -35,6 +37,22 @@ def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
     return picture[:, ::-1]  # R (or A) to the left
 
 
+def bar_mm(wide_mm: float) -> int:
+    """Length of a scale bar: 50 mm, shorter where the picture is too narrow for it."""
+    return next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.9 * wide_mm), 1)
+
+
+def plane_letters(ax: Axes, plane: str) -> None:
+    """Which way is right, left, front, back, up and down, at the edges of a slice."""
+    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
+    for letter, (x, y, ha, va) in zip(
+        PLANES[plane][1],
+        [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
+        strict=True,
+    ):
+        ax.text(x, y, letter, ha=ha, va=va, **told)
+
+
 def show_slice(
     ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style
 ) -> None:
@@ -46,16 +64,10 @@ def show_slice(
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "alpha": 0.9}
-    for letter, (x, y, ha, va) in zip(
-        PLANES[plane][1],
-        [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
-        strict=True,
-    ):
-        ax.text(x, y, letter, ha=ha, va=va, **told)
+    plane_letters(ax, plane)
     if bar:
         rows, columns = picture.shape
-        length_mm = next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.9 * columns * across), 1)
+        length_mm = bar_mm(columns * across)
         left, bottom = columns * 0.04 - 0.5, rows * 0.95 - 0.5  # a picture begins half a voxel before the first one's centre
         ax.plot([left, left + length_mm / across], [bottom] * 2, color="white", lw=2)
         ax.text(left, bottom - rows * 0.02, f"{length_mm} mm", color="white", fontsize=6, va="bottom")
@@ -161,81 +173,6 @@ def dice_bars(metrics: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def expert_panel(
-    image: np.ndarray,
-    maps: np.ndarray,
-    groups: np.ndarray | None = None,
-    *,
-    spacing_mm: Sequence[float],
-    limits: tuple[float, float],
-    title: str,
-    plane: str = "axial",
-    index: int | None = None,
-    label: np.ndarray | None = None,
-    class_names: Sequence[str] = (),
-) -> Figure:
-    """One slice: the image with its classes, the winning expert, the groups, and a heat map of each expert's level-1 weight.
-
-    Args:
-        maps: (E, D, H, W), on the image's grid.
-        groups: (D, H, W) group of every voxel, or None.
-    """
-    index = image.shape[PLANES[plane][0]] // 2 if index is None else index
-    experts = len(maps)
-    panels = 2 + (groups is not None) + experts
-    columns = min(4, panels)
-    figure, axes = plt.subplots(-(-panels // columns), columns, figsize=(3.1 * columns, 2.9 * -(-panels // columns) + 0.8), layout="constrained", squeeze=False)
-    axes = iter(axes.ravel())
-    place = {"spacing_mm": spacing_mm}
-
-    ax = next(axes)
-    show_slice(ax, image, plane, index, limits=limits, **place)
-    if label is not None:
-        show_label(ax, label, plane, index, classes=len(class_names), **place)
-    ax.set_title("image" + (" and reference" if label is not None else ""), fontsize=9)
-
-    ax = next(axes)
-    palette = ListedColormap([plt.get_cmap("tab20")(i) for i in range(experts)])
-    show_slice(ax, maps.argmax(0).astype(float), plane, index, limits=(-0.5, experts - 0.5), cmap=palette, bar=False, **place)
-    figure.colorbar(ax.images[0], ax=ax, ticks=range(experts), shrink=0.8)
-    ax.set_title("expert with the largest weight", fontsize=9)
-
-    if groups is not None:
-        ax = next(axes)
-        show_slice(ax, (groups % 8).astype(float), plane, index, limits=(0, 7), cmap="Set2", bar=False, **place)
-        ax.set_title("groups (colours repeat)", fontsize=9)
-    for e in range(experts):
-        ax = next(axes)
-        show_slice(ax, image, plane, index, limits=limits, bar=False, **place)
-        show_slice(ax, maps[e], plane, index, limits=(0, 1), cmap="magma", alpha=0.75, bar=False, **place)
-        ax.set_title(f"expert {e}", fontsize=9)
-    figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, label="weight")
-    for ax in axes:
-        ax.set_axis_off()
-    figure.suptitle(title, fontsize=11)
-    if label is not None:
-        class_legend(figure, class_names)
-    return figure
-
-
-def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
-    """Expert by class: how much more than its average an expert weighs within a class (log2 of the lift), from tidy rows class, expert, lift."""
-    matrix = table.pivot_table(index="class", columns="expert", values="lift", sort=False)
-    values = np.log2(np.maximum(matrix.to_numpy(), 1e-3))
-    reach = max(0.1, float(np.abs(values).max()))
-    figure, ax = plt.subplots(figsize=(2.6 + 0.7 * matrix.shape[1], 1.4 + 0.33 * matrix.shape[0]), layout="constrained")
-    picture = ax.imshow(values, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
-    ax.set_yticks(range(len(matrix)), [c.replace("_", " ") for c in matrix.index], fontsize=8)
-    ax.set_xticks(range(matrix.shape[1]), matrix.columns)
-    ax.set_xlabel("expert")
-    for (row, column), value in np.ndenumerate(matrix.to_numpy()):
-        dark = abs(values[row, column]) > 0.6 * reach
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    figure.colorbar(picture, ax=ax, label="log2 lift")
-    ax.set_title(title, fontsize=10)
-    return figure
-
-
 def intensity_ranges(table: pd.DataFrame, *, window: tuple[float, float], unit: str, title: str) -> Figure:
     """Median and 5th to 95th percentile of each class, a colour a case; from tidy rows case, class, median, p5, p95."""
     classes, cases = list(dict.fromkeys(table["class"])), list(dict.fromkeys(table["case"]))
@@ -271,50 +208,6 @@ def patch_row(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, spa
             show_slice(ax, image, "axial", index, spacing_mm=spacing_mm, limits=(0, 1), bar=column == 0)
         show_label(axes[1, column], label, "axial", index, spacing_mm=spacing_mm, classes=len(class_names))
         axes[0, column].set_title(f"draw {column}", fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    class_legend(figure, class_names)
-    return figure
-
-
-def group_strips(groups: np.ndarray, *, title: str) -> Figure:
-    """Groups of a stage's grid (D, H, W) in the middle slice of each plane: strips along the last axis, as raster order makes them."""
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
-    for ax, plane in zip(axes, PLANES, strict=True):
-        index = groups.shape[PLANES[plane][0]] // 2
-        show_slice(ax, (groups % 8).astype(float), plane, index, spacing_mm=(1, 1, 1), limits=(0, 7), cmap="Set2", bar=False)
-        ax.set_title(f"{plane}, slice {index}", fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def story(
-    image: np.ndarray,
-    reference: np.ndarray,
-    prediction: np.ndarray,
-    maps: np.ndarray,
-    *,
-    spacing_mm: Sequence[float],
-    limits: tuple[float, float],
-    class_names: Sequence[str],
-    title: str,
-    plane: str = "coronal",
-) -> Figure:
-    """One slice in a row: the scan, its reference, the prediction, and the weight of the two experts that differ most over it."""
-    index = best_slices(reference)[plane]
-    spread = [slice_of(m, plane, index).std() for m in maps]
-    shown = np.argsort(spread)[::-1][:2]
-    figure, axes = plt.subplots(1, 3 + len(shown), figsize=(3 * (3 + len(shown)), 3.6), layout="constrained")
-    place = {"spacing_mm": spacing_mm}
-    for ax, name, label in zip(axes, ("scan", "reference", "prediction"), (None, reference, prediction), strict=False):
-        show_slice(ax, image, plane, index, limits=limits, bar=label is None, **place)
-        if label is not None:
-            show_label(ax, label, plane, index, classes=len(class_names), **place)
-        ax.set_title(name, fontsize=10)
-    for ax, expert in zip(axes[3:], shown, strict=True):
-        show_slice(ax, image, plane, index, limits=limits, bar=False, **place)
-        show_slice(ax, maps[expert], plane, index, limits=(0, 1), cmap="magma", alpha=0.75, bar=False, **place)
-        ax.set_title(f"weight of expert {expert}", fontsize=10)
-    figure.colorbar(axes[-1].images[-1], ax=axes[-1], shrink=0.8)
     figure.suptitle(title, fontsize=11)
     class_legend(figure, class_names)
     return figure

@@ -20,10 +20,10 @@ VIEWS = {"from the front": (1, -1), "from the patient's left": (0, 1)}  # axis l
 
 
 def contours(ax: Axes, label: np.ndarray, plane: str, index: int, *, classes: int, width: float = 1.2) -> None:
-    """The outline of every class over a slice that is shown already."""
+    """The outline of every class over a slice that is shown already; what is no class has none."""
     picture = slice_of(label, plane, index)
     colours = class_colours(classes)
-    for value in np.unique(picture[picture > 0]):
+    for value in np.unique(picture[(picture > 0) & (picture < classes)]):
         rows, columns = (slice(max(0, found.min() - 1), found.max() + 2) for found in np.nonzero(picture == value))  # the outline needs no more
         y, x = (np.arange(n)[part] for n, part in zip(picture.shape, (rows, columns), strict=True))
         if len(x) > 1 and len(y) > 1:
@@ -129,10 +129,10 @@ def class_distributions(rows: pd.DataFrame, metric: str, *, unit: str, title: st
     return figure
 
 
-def solid(label: np.ndarray, axis: int, side: int, *, classes: int, spacing_mm: Sequence[float]) -> np.ndarray:
+def solid(label: np.ndarray, axis: int, side: int, *, spacing_mm: Sequence[float], colours: Sequence[str]) -> np.ndarray:
     """(.., .., 3) picture of a label volume as a solid: the first voxel on each ray, in its class's colour, darker where its surface turns away.
 
-    axis, side: looked along, from its high end (-1) or its low end (1).
+    axis, side: looked along, from its high end (-1) or its low end (1). colours: by index, background first.
     """
     volume = np.moveaxis(label, axis, 0)[:: 1 if side > 0 else -1]
     first = (volume > 0).argmax(0)
@@ -142,19 +142,25 @@ def solid(label: np.ndarray, axis: int, side: int, *, classes: int, spacing_mm: 
     steps = [s for a, s in enumerate(spacing_mm) if a != axis]
     slopes = [np.nan_to_num(slope, nan=2.0) for slope in np.gradient(depth, *steps)]
     light = 1 / np.sqrt(1 + slopes[0] ** 2 + slopes[1] ** 2)
-    colours = np.array([to_rgb(colour) for colour in class_colours(classes)])
-    picture = colours[shown.astype(int)] * (0.35 + 0.65 * light)[..., None]
+    picture = np.array([to_rgb(colour) for colour in colours])[shown.astype(int)] * (0.35 + 0.65 * light)[..., None]
     picture[~hit] = 1
     return picture
 
 
-def solids(labels: Mapping[str, np.ndarray], *, spacing_mm: Sequence[float], class_names: Sequence[str], title: str) -> Figure:
-    """Each of `labels` as a solid from two sides: what a 3D viewer shows, as a picture."""
+def solids(
+    labels: Mapping[str, np.ndarray],
+    *,
+    spacing_mm: Sequence[float],
+    class_names: Sequence[str],
+    title: str,
+    colours: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Each of `labels` as a solid from two sides: what a 3D viewer shows, as a picture. `colours`, by name: of a volume whose values are not the classes."""
     figure, axes = plt.subplots(len(VIEWS), len(labels), figsize=(3.6 * len(labels), 6.4), layout="constrained", squeeze=False)
     for line, (view, (axis, side)) in zip(axes, VIEWS.items(), strict=True):
         across, up = [s for a, s in enumerate(spacing_mm) if a != axis]
         for ax, (name, label) in zip(line, labels.items(), strict=True):
-            picture = solid(label, axis, side, classes=len(class_names), spacing_mm=spacing_mm)
+            picture = solid(label, axis, side, spacing_mm=spacing_mm, colours=(colours or {}).get(name) or class_colours(len(class_names)))
             ax.imshow(
                 picture.swapaxes(0, 1)[::-1, ::-1], aspect=up / across, interpolation="nearest"
             )  # up is up; the patient's right, or front, is on the left of the picture

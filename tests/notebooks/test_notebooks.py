@@ -26,7 +26,7 @@ FIGURES = {  # at least
     "02_model_walkthrough": 1,
     "03_training": 3,
     "04_prediction_and_evaluation": 10,
-    "06_expert_routing": 6,
+    "06_expert_routing": 11,
 }
 
 each = pytest.mark.parametrize("name", NOTEBOOKS)

@@ -137,6 +137,16 @@ def test_limits_are_those_given_or_the_volumes_own(ax, image):
     assert np.array_equal(given.get_array(), plots.slice_of(image, "axial", 5))
 
 
+@pytest.mark.parametrize(("wide", "bar"), [(400, 50), (55, 20), (2.5, 2), (1.5, 1)])
+def test_a_bar_is_shorter_than_its_picture(wide, bar):
+    assert plots.bar_mm(wide) == bar
+
+
+def test_letters_stand_at_the_edges(ax):
+    plots.plane_letters(ax, "sagittal")
+    assert [(text.get_text(), text.get_position()) for text in ax.texts] == [("A", (0.01, 0.5)), ("P", (0.99, 0.5)), ("S", (0.5, 0.99)), ("I", (0.5, 0.01))]
+
+
 def test_a_class_has_its_own_colour_and_the_background_none(ax):
     label = np.arange(9).repeat(2).reshape(3, 6, 1)
     plots.show_label(ax, label, "axial", 0, spacing_mm=(1, 1, 1), classes=9, alpha=0.5)
@@ -264,65 +274,6 @@ def test_dice_bars_stand_side_by_side_around_their_class(metrics):
     assert len({bars[0].get_facecolor() for bars in plots.dice_bars(metrics, title="").axes[0].containers}) == 2
 
 
-@pytest.fixture
-def maps():
-    weights = np.random.default_rng(1).uniform(size=(5, 30, 24, 20))
-    return weights / weights.sum(0)
-
-
-def test_expert_panel_has_a_picture_for_the_image_the_winner_and_every_expert(image, label, maps):
-    figure = plots.expert_panel(
-        image, maps, spacing_mm=SPACING_MM, limits=(-175, 250), title="Case x", plane="coronal", index=11, label=label, class_names=NAMES
-    )
-    drawn(figure)
-    shown = panels(figure)
-    assert [ax.get_title() for ax in shown] == ["image and reference", "expert with the largest weight"] + [f"expert {e}" for e in range(5)]
-    assert np.array_equal(shown[0].images[0].get_array(), plots.slice_of(image, "coronal", 11))
-    assert np.array_equal(shown[0].images[1].get_array().filled(0), plots.slice_of(label, "coronal", 11))
-    assert np.array_equal(shown[1].images[0].get_array(), plots.slice_of(maps.argmax(0), "coronal", 11))
-    for e, ax in enumerate(shown[2:]):
-        assert np.array_equal(ax.images[-1].get_array(), plots.slice_of(maps[e], "coronal", 11))
-        assert ax.images[-1].get_clim() == (0, 1)
-    assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava"}
-    assert not [ax for ax in figure.axes if ax.axison and not ax.images and not ax.collections and ax.get_label() != "<colorbar>"], "an empty panel is drawn"
-
-
-def test_every_expert_has_a_colour_of_its_own(image, maps):
-    figure = plots.expert_panel(image, maps, spacing_mm=SPACING_MM, limits=(0, 1), title="")
-    picture = panels(figure)[1].images[0]
-    assert len(np.unique(picture.to_rgba(np.arange(5.0)), axis=0)) == 5
-
-
-def test_expert_panel_shows_the_middle_and_the_groups_when_asked(image, maps):
-    groups = np.arange(image.size).reshape(image.shape) // 40
-    figure = plots.expert_panel(image, maps[:2], groups, spacing_mm=SPACING_MM, limits=(0, 1), title="")
-    shown = panels(figure)
-    assert [ax.get_title() for ax in shown] == ["image", "expert with the largest weight", "groups (colours repeat)", "expert 0", "expert 1"]
-    assert np.array_equal(shown[0].images[0].get_array(), plots.slice_of(image, "axial", 10))
-    assert np.array_equal(shown[2].images[0].get_array(), plots.slice_of(groups % 8, "axial", 10))
-    assert not figure.legends
-
-
-def test_lift_matrix_writes_every_lift_into_its_cell():
-    lifts = {("liver", 0): 2.0, ("liver", 1): 0.5, ("inferior_vena_cava", 0): 1.0, ("inferior_vena_cava", 1): 1.234}
-    figure = plots.lift_matrix(pd.DataFrame([{"class": c, "expert": e, "lift": v, "weight": 0.1} for (c, e), v in lifts.items()]), title="Lift")
-    drawn(figure)
-    ax, bar = figure.axes
-    assert {text.get_position(): text.get_text() for text in ax.texts} == {(0, 0): "2.00", (1, 0): "0.50", (0, 1): "1.00", (1, 1): "1.23"}
-    np.testing.assert_allclose(ax.images[0].get_array(), np.log2([[2, 0.5], [1, 1.234]]))
-    low, high = ax.images[0].get_clim()
-    assert -low == high == pytest.approx(1)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["liver", "inferior vena cava"]
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1"]
-    assert bar.get_ylabel() == "log2 lift"
-
-
-def test_lift_matrix_bears_an_expert_that_a_class_never_uses():
-    figure = plots.lift_matrix(pd.DataFrame({"class": ["liver", "liver"], "expert": [0, 1], "lift": [0.0, 2.0]}), title="")
-    drawn(figure)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0.00", "2.00"]
-
-
 def test_intensity_ranges_reach_from_the_5th_to_the_95th_percentile():
     table = pd.DataFrame(
         [("ct-a", "liver", 46, 20, 70), ("ct-a", "spleen", 35, 10, 50), ("ct-c", "liver", 73, 60, 100)], columns=["case", "class", "median", "p5", "p95"]
@@ -353,36 +304,6 @@ def test_patch_row_shows_each_patch_bare_and_labelled(image, label):
     assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava"}
 
 
-def test_story_shows_one_slice_and_the_two_experts_that_differ_most_over_it(image, label):
-    flat, some, most = (
-        np.full((30, 24, 20), 0.5),
-        np.random.default_rng(0).uniform(0.4, 0.6, (30, 24, 20)),
-        np.random.default_rng(1).uniform(0, 1, (30, 24, 20)),
-    )
-    figure = plots.story(image, label, label * 0, np.stack([some, flat, most]), spacing_mm=SPACING_MM, limits=(-175, 250), class_names=NAMES, title="Case x")
-    drawn(figure)
-    shown = panels(figure)
-    assert [ax.get_title() for ax in shown] == ["scan", "reference", "prediction", "weight of expert 2", "weight of expert 0"]
-    for ax in shown:
-        assert np.array_equal(ax.images[0].get_array(), plots.slice_of(image, "coronal", 11))
-    assert np.array_equal(shown[1].images[1].get_array().filled(0), plots.slice_of(label, "coronal", 11))
-    assert not shown[2].images[1].get_array().filled(0).any()
-    assert np.array_equal(shown[3].images[1].get_array(), plots.slice_of(most, "coronal", 11))
-    assert np.array_equal(shown[4].images[1].get_array(), plots.slice_of(some, "coronal", 11))
-    assert shown[3].images[1].get_clim() == shown[4].images[1].get_clim() == (0, 1)
-    assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava"}
-
-
-def test_group_strips_shows_the_middle_of_each_plane():
-    groups = (np.arange(6 * 8 * 10) // 20).reshape(6, 8, 10)
-    figure = plots.group_strips(groups, title="Groups")
-    drawn(figure)
-    assert [ax.get_title() for ax in figure.axes] == ["axial, slice 5", "coronal, slice 4", "sagittal, slice 3"]
-    for ax, plane, index in zip(figure.axes, ("axial", "coronal", "sagittal"), (5, 4, 3), strict=True):
-        assert np.array_equal(ax.images[0].get_array(), plots.slice_of(groups % 8, plane, index))
-        assert not ax.lines, "voxels of a feature grid have no millimetres"
-
-
 def test_every_figure_function_is_tested_here():
     public = {name for name, thing in vars(plots).items() if callable(thing) and getattr(thing, "__module__", "") == plots.__name__}
     with open(__file__, encoding="utf-8") as text:
@@ -395,11 +316,6 @@ def test_thirty_classes_have_thirty_colours_and_few_keep_theirs():
     assert len({to_hex(colour) for colour in many}) == 30
     assert many[:11] == plots.CLASS_COLOURS
     assert plots.class_colours(3) == plots.CLASS_COLOURS[:3]
-
-
-def test_the_story_of_one_expert_shows_that_one(image, label):
-    figure = plots.story(image, label, label, np.ones((1, *label.shape)), spacing_mm=SPACING_MM, limits=(-175, 250), class_names=NAMES, title="")
-    assert [ax.get_title() for ax in figure.axes[:4]] == ["scan", "reference", "prediction", "weight of expert 0"]
 
 
 def test_what_is_no_class_has_no_colour():

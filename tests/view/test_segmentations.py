@@ -68,9 +68,9 @@ def test_a_solid_shows_the_nearest_class_of_each_ray(label):
     front = np.zeros((9, 9, 9), np.uint8)
     front[2:7, 5:8, 2:7] = 1  # in front
     front[2:7, 1:3, 2:7] = 2  # behind it
-    seen = view.solid(front, 1, -1, classes=3, spacing_mm=(1, 1, 1))
+    seen = view.solid(front, 1, -1, spacing_mm=(1, 1, 1), colours=class_colours(3))
     assert seen[4, 4] == pytest.approx(colours[1])  # flat and facing us: full light
-    assert view.solid(front, 1, 1, classes=3, spacing_mm=(1, 1, 1))[4, 4] == pytest.approx(colours[2])
+    assert view.solid(front, 1, 1, spacing_mm=(1, 1, 1), colours=class_colours(3))[4, 4] == pytest.approx(colours[2])
     assert (seen[0, 0] == 1).all()
     axes = view.solids({"a": label, "b": label}, spacing_mm=(1, 1, 2), class_names=NAMES, title="t").axes
     assert [ax.get_title() for ax in axes] == ["a", "b", "", ""]
