@@ -12,6 +12,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from .cli_ablate import app as ablate_app
 from .cli_data import app as data_app
 from .errors import UserError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     help="Mamba-HoME for 3D medical image segmentation: train, predict, measure, and see where every expert looks.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(ablate_app, name="ablate")
 console = Console(soft_wrap=True)
 
 Profile = Annotated[str, typer.Option(help="smoke (phantoms, seconds), laptop (real scans, minutes), paper or released")]
@@ -253,17 +255,17 @@ def tables(folders: Annotated[list[Path], typer.Argument(help="run folders with 
         print_dice(Run.open(folder), console)
 
 
-def parse_changes(changes: list[str]) -> dict[str, object]:
+def parse_changes(changes: list[str], *, option: str = "--set") -> dict[str, object]:
     """`name=value` texts to settings by dotted name; values are read as YAML (numbers, lists, true, null)."""
     parsed = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals:
-            raise UserError(f"--set: found {change!r}, expected name=value, training.steps=100 say.")
+            raise UserError(f"{option}: found {change!r}, expected name=value, training.steps=100 say.")
         try:
             parsed[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(f"--set: found {change!r}, whose value cannot be read; expected a number, text, true, null or [1, 2].") from None
+            raise UserError(f"{option}: found {change!r}, whose value cannot be read; expected a number, text, true, null or [1, 2].") from None
     return parsed
 
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 
 from ..errors import UserError
@@ -38,6 +37,8 @@ def environment() -> dict[str, str]:
 
 def parameters_of(notebook: Path) -> dict[str, Any]:
     """Names and default values of the cell tagged `parameters`. Raises UserError where there is none, or it holds more than literals."""
+    import nbformat  # takes a third of a second, which the table of states need not wait for
+
     for cell in nbformat.read(notebook, as_version=4).cells:
         if "parameters" in cell.metadata.get("tags", []):
             try:
@@ -110,6 +111,8 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any], *, kernel:
 
 def executed_well(out: Path, parameters: Mapping[str, Any]) -> bool:
     """Whether `out` is an executed copy that came to its end without an error, with these parameters."""
+    import nbformat
+
     try:
         told = nbformat.read(out, as_version=4).metadata["papermill"]
     except (OSError, KeyError, ValueError, nbformat.reader.NotJSONError):
@@ -119,6 +122,8 @@ def executed_well(out: Path, parameters: Mapping[str, Any]) -> bool:
 
 def what_failed(out: Path, log: Path) -> str:
     """Which cell of the notebook failed, counted from 1 without those that papermill adds, and with what; the log's last words where no cell says so."""
+    import nbformat
+
     begun = None  # the cell at which a kernel died, for want of memory say
     if out.exists():
         own = [c for c in nbformat.read(out, as_version=4).cells if not ADDED & set(c.metadata.get("tags", []))]

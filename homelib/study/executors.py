@@ -10,15 +10,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UserError
+from . import states
 from .work import Work
 
 SIGNAL = "USR1"  # that a cluster sends before it takes a machine back; the trainer answers it with a checkpoint. submitit's own choice would kill a kernel
 JOBS = ".jobs"  # submitit's files, below the folder of the grid
 SLACK_SECONDS = 600  # that a process has beyond its run's limit of time
+ASK_SECONDS = 5  # between two questions to the cluster
 FOR_EVER_MINUTES = 60 * 24 * 365
 MEMORY_SHARE = 0.8  # of what is free
 
@@ -59,8 +62,6 @@ class Local:
         return self.at_once - len(self.jobs)
 
     def submit(self, works: Sequence[Work]) -> None:
-        from dataclasses import replace
-
         for work in works:
             work = replace(work, gpu=self.free.pop() if self._gpus else "")
             # the run ends itself at its limit; submitit's own comes after, for a process that cannot
@@ -96,8 +97,6 @@ class Local:
 
     def _kill(self) -> None:
         """The run's own process with its kernel, by the record; then submitit's, which would start it again."""
-        from . import states
-
         for worker, job in self.jobs.items():
             if job.done():
                 continue
@@ -157,6 +156,7 @@ class Slurm:
         except ValueError as error:
             raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
         self.jobs: dict[str, str] = {}
+        self._asked = time.monotonic()
 
     @property
     def room(self) -> int:
@@ -173,7 +173,9 @@ class Slurm:
         self.jobs |= {work.worker: job.job_id for work, job in zip(works, jobs, strict=True)}
 
     def ended(self) -> list[str]:
-        queue = _queue()
+        if not self.jobs or time.monotonic() - self._asked < ASK_SECONDS:
+            return []
+        self._asked, queue = time.monotonic(), _queue()
         if queue is None:  # the cluster does not answer; its jobs are where they are
             return []
         ended = [worker for worker, job in self.jobs.items() if job not in queue]
@@ -227,3 +229,18 @@ def fitting(*, cores: int, cores_a_run: int, gib_a_run: float, free_gib: float, 
     return max(1, min(gpus or cores // cores_a_run, by_memory))
 
 
+def usable_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES: those that it names already, else all that the driver knows; found without PyTorch, which takes seconds to import."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    try:
+        told = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return told.stdout.split()

@@ -34,7 +34,7 @@ class Record:
 
     name: of its folder. fingerprint: of all that decides what it finds. worker: a mark of the process that has begun it last, `process` its id.
     attempts: how often it was begun. notebook: the one that was begun last. began: Unix time. seconds: of all attempts that told their end.
-    error: one line, where it failed. code: version of the code that began it.
+    error: one line, where it failed.
     """
 
     name: str
@@ -50,7 +50,6 @@ class Record:
     began: float = 0.0
     seconds: float = 0.0
     error: str = ""
-    code: str = ""
 
 
 def read(folder: Path) -> Record | None:
@@ -123,7 +122,7 @@ def row(folder: Path, planned: Record) -> Row:
     if record is None:
         return Row(planned, folder)
     record = seen(folder, record)
-    steps = _status(folder).get("steps") if record.state in ("running", "stale", "stopped") else None
+    steps = status(folder).get("steps") if record.state in ("running", "stale", "stopped") else None
     return Row(record, folder, steps, tuple(last_lines(folder / LOG)) if record.state == "failed" else ())
 
 
@@ -139,7 +138,8 @@ def last_lines(log: Path, *, lines: int = TOLD_LINES) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
-def _status(folder: Path) -> dict[str, Any]:
+def status(folder: Path) -> dict[str, Any]:
+    """What status.json says, the trainer's word for the most part."""
     try:
         return json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):

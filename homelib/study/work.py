@@ -36,7 +36,6 @@ class Work:
         gpu: the one that it may use, as in CUDA_VISIBLE_DEVICES; "" is none; None leaves it to the cluster.
         limit_seconds: wall-clock time of this attempt, after which it has failed.
         grace_seconds: from being asked to stop to being killed.
-        code: version of the code, for the record.
     """
 
     folder: Path
@@ -46,7 +45,6 @@ class Work:
     gpu: str | None = None
     limit_seconds: float | None = None
     grace_seconds: float = GRACE_SECONDS
-    code: str = ""
 
     def __call__(self) -> None:
         before = {number: signal.getsignal(number) for number in ASKS}
@@ -72,16 +70,8 @@ class Work:
 
     def _run(self, record: Record, ending: "Ending") -> None:
         began = time.time()
-        record = replace(
-            record,
-            state="running",
-            worker=self.worker,
-            process=os.getpid(),
-            attempts=record.attempts + 1,
-            began=began,
-            error="",
-            code=self.code,
-        )
+        begun = {"worker": self.worker, "process": os.getpid(), "attempts": record.attempts + 1, "began": began, "error": ""}
+        record = replace(record, state="running", **begun)
         out, error = self.folder, ""
         try:
             for notebook, parameters in self.notebooks:
