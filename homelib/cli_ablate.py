@@ -37,8 +37,10 @@ def plan(
     cores: Cores = None,
 ) -> None:
     """The runs of a grid, their fingerprints and states, and how long they will take; nothing is done."""
+    from .data.memory import free_memory_gib
     from .study.ablate import Sweep, default_folder
     from .study.ablate_report import print_plan
+    from .study.executors import fitting, usable_cores
     from .study.grids import load_grid
     from .study.probe import probe as measured
 
@@ -47,7 +49,8 @@ def plan(
     there = {row.record.name: row for row in Sweep.open(place).rows()} if (place / "plan.json").exists() else {}
     arms = {run.arm: (run.changes, run.fold) for run in runs}
     probes = measured(loaded.profile, arms, cores=cores or 1) if probe and not loaded.data else {}
-    at_once = _at_once(max((p.gib for p in probes.values()), default=1.0), cores or 1, 0)
+    most = max((one.gib for one in probes.values()), default=1.0)
+    at_once = fitting(cores=usable_cores(), cores_a_run=cores or 1, gib_a_run=most, free_gib=free_memory_gib())
     print_plan(runs, there, probes, at_once=at_once, console=console)
 
 
@@ -123,7 +126,7 @@ def collect(grid: Begun, folder: Folder = None) -> None:
     table = sweep.collect()
     done = table["run"].nunique()
     told = f"{done} of {len(sweep.tasks)} runs, {len(table)} rows. What they took: {sweep.folder / 'runs.csv'}"
-    console.print(f"{sweep.folder / 'results.csv'}: {told}", highlight=False, markup=False)
+    say(f"{sweep.folder / 'results.csv'}: {told}")
 
 
 def _begun(grid: str, folder: Path | None):
@@ -137,17 +140,19 @@ def _go_on(
 ) -> None:
     from .cli import parse_changes
     from .study.ablate_report import states_table
-    from .study.executors import Local, Slurm, usable_cores, visible_gpus
+    from .study.executors import Local, Slurm, visible_gpus
 
     seconds = None if limit is None else 60 * limit
     if executor == "local":
         if slurm:
             raise UserError("--slurm: found options of sbatch with --executor local; choose slurm, or leave them off.")
         names = visible_gpus()[:gpus]
-        cores = cores or (max(1, usable_cores() // len(names)) if names else 1)
-        fits = at_once or _at_once(memory or sweep.memory_gib(), cores, len(names))
-        where = Local(sweep.folder, at_once=fits, gpus=names)
-        console.print(f"{sweep.folder}: {len(sweep.tasks)} runs, {where.at_once} at once, on {'a GPU' if names else f'{cores} cores'} each.", highlight=False)
+        if at_once is None:
+            where = Local.fitting(sweep.folder, gib_a_run=memory or sweep.memory_gib(), cores=cores, gpus=names)
+        else:
+            where = Local(sweep.folder, at_once=at_once, cores=cores or 1, gpus=names)
+        each = "a GPU" if names else f"{where.cores} core" + "s" * (where.cores > 1)
+        say(f"{sweep.folder}: {len(sweep.tasks)} runs, {where.at_once} at once, {each} each.")
     elif executor == "slurm":
         asked = {"name": sweep.folder.name, "cores": cores or 1, "gpus": gpus or 0, "gib": memory, "limit_seconds": seconds}
         where = Slurm(sweep.folder, at_once=at_once or 256, options=parse_changes(slurm, option="--slurm"), **asked)
@@ -155,13 +160,13 @@ def _go_on(
         raise UserError(f"--executor: found {executor!r}, expected local or slurm.")
     try:
         with _drawn_anew() as draw:
-            rows = sweep.run(where, cores=cores, limit_seconds=seconds, failed=failed, watch=draw)
+            rows = sweep.run(where, limit_seconds=seconds, failed=failed, watch=draw)
     except KeyboardInterrupt:
-        console.print(f"Stopped; nothing is left running. The same command, or home ablate resume {sweep.folder}, goes on.", highlight=False, markup=False)
+        say(f"Stopped; nothing is left running. The same command, or home ablate resume {sweep.folder}, goes on.")
         raise typer.Exit(130) from None
     if not sys.stdout.isatty():
         console.print(states_table(rows))
-    console.print(f"Next: home ablate collect {sweep.folder}", highlight=False, markup=False)
+    say(f"Next: home ablate collect {sweep.folder}")
     if any(row.record.state == "failed" for row in rows):
         raise typer.Exit(1)
 
@@ -172,7 +177,7 @@ def _drawn_anew() -> Iterator[Callable]:
     from .study.ablate_report import states_table, told_by_lines
 
     if not sys.stdout.isatty():
-        yield told_by_lines(lambda line: console.print(line, highlight=False, markup=False))
+        yield told_by_lines(lambda line: say(line))
         return
     from rich.live import Live
 
@@ -181,8 +186,5 @@ def _drawn_anew() -> Iterator[Callable]:
         yield lambda rows: live.update(states_table(rows, most=most), refresh=True)
 
 
-def _at_once(gib: float, cores: int, gpus: int) -> int:
-    from .data.memory import free_memory_gib
-    from .study.executors import fitting, usable_cores
-
-    return fitting(cores=usable_cores(), cores_a_run=cores, gib_a_run=gib, free_gib=free_memory_gib(), gpus=gpus)
+def say(text: str) -> None:
+    console.print(text, highlight=False, markup=False)

@@ -120,7 +120,6 @@ class Sweep:
         self,
         executor: Executor,
         *,
-        cores: int | None = None,
         limit_seconds: float | None = None,
         grace_seconds: float = GRACE_SECONDS,
         failed: bool = False,
@@ -130,7 +129,6 @@ class Sweep:
 
         Args:
             executor: where.
-            cores: a run; None leaves it to the cluster.
             limit_seconds: wall-clock time of a run, after which it has failed.
             grace_seconds: that a run has to write its checkpoint when it is ended.
             watch: called with the table of states, now and then.
@@ -146,7 +144,7 @@ class Sweep:
         def work(task: Task) -> Work:
             worker = uuid.uuid4().hex[:12]
             begun[worker] = task, states.read(task.folder) or task.record
-            return Work(task.folder, task.notebooks, worker, cores=cores, limit_seconds=limit_seconds, grace_seconds=grace_seconds)
+            return Work(task.folder, task.notebooks, worker, limit_seconds=limit_seconds, grace_seconds=grace_seconds)
 
         rows = {task.folder: _row(task) for task in self.tasks}
         with _ended_by_signals():

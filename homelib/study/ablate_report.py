@@ -37,6 +37,13 @@ def print_plan(runs: Sequence["Planned"], states: Mapping[str, Row], probes: Map
         console.print(f"{len(runs)} runs; --probe estimates their time.", highlight=False)
 
 
+def plan_frame(runs: Sequence["Planned"]) -> "pd.DataFrame":
+    """The runs of a grid for a notebook, one row a run."""
+    import pandas as pd
+
+    return pd.DataFrame([{"run": r.name, "arm": r.arm, "seed": r.seed, "fold": _fold(r.fold), "fingerprint": r.fingerprint} for r in runs])
+
+
 def states_table(rows: Sequence[Row], *, most: int | None = None) -> Table:
     """The runs' states, those that need a look first where not all are shown; the last lines of what failed."""
     count = Counter(row.record.state for row in rows)
@@ -69,6 +76,23 @@ def states_frame(rows: Sequence[Row]) -> "pd.DataFrame":
         for row in rows
     ]
     return pd.DataFrame(lines)
+
+
+class Shown:
+    """A watch for a notebook: the table of states, drawn anew in its place."""
+
+    def __init__(self) -> None:
+        from IPython.display import DisplayHandle
+
+        self._handle, self._before = DisplayHandle(), None
+
+    def __call__(self, rows: Sequence[Row]) -> None:
+        states = [(row.record.state, row.record.notebook, row.steps) for row in rows]
+        if self._before is None:
+            self._handle.display(states_frame(rows))
+        elif states != self._before:
+            self._handle.update(states_frame(rows))
+        self._before = states
 
 
 def told_by_lines(say: Callable[[str], None]) -> Callable[[Sequence[Row]], None]:

@@ -22,6 +22,7 @@ SIGNAL = "USR1"  # that a cluster sends before it takes a machine back; the trai
 JOBS = ".jobs"  # submitit's files, below the folder of the grid
 SLACK_SECONDS = 600  # that a process has beyond its run's limit of time
 ASK_SECONDS = 5  # between two questions to the cluster
+SLURM_MINUTES = 24 * 60
 FOR_EVER_MINUTES = 60 * 24 * 365
 MEMORY_SHARE = 0.8  # of what is free
 
@@ -46,16 +47,26 @@ class Local:
     Args:
         folder: of the grid.
         at_once: as many runs at a time.
+        cores: a run.
         gpus: names for CUDA_VISIBLE_DEVICES, one run each; empty computes on the CPU.
     """
 
-    def __init__(self, folder: Path, *, at_once: int, gpus: Sequence[str] = ()):
+    def __init__(self, folder: Path, *, at_once: int, cores: int = 1, gpus: Sequence[str] = ()):
         submitit = _submitit()
         self.executor = submitit.LocalExecutor(folder=folder / JOBS)
-        self.at_once, self.free = (min(at_once, len(gpus)) if gpus else at_once), list(gpus)
+        self.at_once, self.cores, self.free = (min(at_once, len(gpus)) if gpus else at_once), cores, list(gpus)
         self.jobs: dict[str, Any] = {}
         self.work: dict[str, Work] = {}
         self._gpus = bool(gpus)
+
+    @classmethod
+    def fitting(cls, folder: Path, *, gib_a_run: float, cores: int | None = None, gpus: Sequence[str] = ()) -> "Local":
+        """As many at once as fit. cores: a run; None is 1, or beside a GPU its share. The same number gives the same result, bit for bit on a CPU."""
+        from ..data.memory import free_memory_gib
+
+        cores = cores or (max(1, usable_cores() // len(gpus)) if gpus else 1)
+        at_once = fitting(cores=usable_cores(), cores_a_run=cores, gib_a_run=gib_a_run, free_gib=free_memory_gib(), gpus=len(gpus))
+        return cls(folder, at_once=at_once, cores=cores, gpus=gpus)
 
     @property
     def room(self) -> int:
@@ -63,7 +74,7 @@ class Local:
 
     def submit(self, works: Sequence[Work]) -> None:
         for work in works:
-            work = replace(work, gpu=self.free.pop() if self._gpus else "")
+            work = replace(work, cores=self.cores, gpu=self.free.pop() if self._gpus else "")
             # the run ends itself at its limit; submitit's own comes after, for a process that cannot
             limit = FOR_EVER_MINUTES if work.limit_seconds is None else (work.limit_seconds + work.grace_seconds + SLACK_SECONDS) / 60
             self.executor.update_parameters(timeout_min=limit, signal_delay_s=SLACK_SECONDS // 2)
@@ -150,11 +161,13 @@ class Slurm:
         }
         asked |= {"gpus_per_node": gpus} if gpus else {}
         asked |= {"mem": f"{max(1, round(gib * 1024))}MB"} if gib is not None else {}
-        asked |= {"time": int(limit_seconds + grace_seconds + SLACK_SECONDS) // 60 + 1} if limit_seconds is not None else {}
+        # where runs have no limit, a job that comes to its own is queued again, and goes on
+        asked["time"] = SLURM_MINUTES if limit_seconds is None else int(limit_seconds + grace_seconds + SLACK_SECONDS) // 60 + 1
         try:
             self.executor.update_parameters(**asked | dict(options or {}))
         except ValueError as error:
             raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
+        self.cores = cores
         self.jobs: dict[str, str] = {}
         self._asked = time.monotonic()
 
@@ -166,7 +179,7 @@ class Slurm:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         try:
-            jobs = self.executor.submit_array(list(works))
+            jobs = self.executor.submit_array([replace(work, cores=self.cores) for work in works])
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             told = getattr(error, "stderr", None) or str(error)
             raise UserError(f"sbatch: {' '.join(str(told).split())}") from None

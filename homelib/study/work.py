@@ -32,7 +32,7 @@ class Work:
         folder: of the run; its record is there.
         notebooks: each with its parameters.
         worker: a mark of this piece of work, for the record.
-        cores: threads that a library may start; None leaves it to the cluster.
+        cores: threads that a library may start; None leaves it to the libraries.
         gpu: the one that it may use, as in CUDA_VISIBLE_DEVICES; "" is none; None leaves it to the cluster.
         limit_seconds: wall-clock time of this attempt, after which it has failed.
         grace_seconds: from being asked to stop to being killed.

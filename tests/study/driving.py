@@ -141,7 +141,7 @@ def main(folder: str, notebooks: str, file: str, *options: str) -> None:
     slurm, at_once = given.pop("slurm", False), given.pop("at_once", 2)
     where = Slurm(sweep.folder, name="made", cores=1, grace_seconds=5) if slurm else Local(sweep.folder, at_once=at_once)
     try:
-        sweep.run(where, cores=1, grace_seconds=5, **given)
+        sweep.run(where, grace_seconds=5, **given)
     except KeyboardInterrupt:
         sys.exit(130)
 
