@@ -11,7 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of the cells
 ON_A_CPU = {"GOMP_SPINCOUNT": "10000", "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 FOR_KERNELS = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
+LONGEST_SOCKET = 90  # bytes of a path; systems allow some 100
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: between fork and exec nothing may be
 
@@ -76,14 +78,16 @@ class Kernel:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def manager(self) -> type:
-        """A kernel manager for papermill, whose kernel is this one."""
+    def manager(self, sockets: Path | None) -> type:
+        """A kernel manager for papermill, whose kernel is this one. sockets: a folder for its channels; None takes TCP ports."""
         from jupyter_client.manager import AsyncKernelManager
 
         ours = self
 
         class Bound(AsyncKernelManager):
             async def start_kernel(self, **named: Any) -> None:
+                if sockets is not None:
+                    self.transport, self.ip = "ipc", str(sockets / "k")
                 await super().start_kernel(preexec_fn=_end_with_parent, **named)
                 ours._process = self.provisioner.process
                 if ours._asked:
@@ -99,14 +103,23 @@ def _end_with_parent() -> None:
 
 
 def execute(notebook: Path, out: Path, parameters: Mapping[str, Any], *, kernel: Kernel | None = None) -> None:
-    """Execute one notebook in this process; `out` is its executed copy, saved after every cell.
+    """Execute one notebook in this process; `out` is its executed copy, saved after every cell. What its cells write to stderr is written to ours too.
 
     Raises what papermill raises: a cell that failed, a kernel that died. `what_failed` says it in one line.
     """
     import papermill
 
-    manager = (kernel or Kernel()).manager()
-    papermill.execute_notebook(str(notebook), str(out), dict(parameters), kernel_name="python3", progress_bar=False, kernel_manager_class=manager)
+    with _sockets() as sockets:
+        manager = (kernel or Kernel()).manager(sockets)
+        asked = {"kernel_name": "python3", "progress_bar": False, "stderr_file": sys.stderr, "kernel_manager_class": manager}
+        papermill.execute_notebook(str(notebook), str(out), dict(parameters), **asked)
+
+
+@contextlib.contextmanager
+def _sockets() -> Iterator[Path | None]:
+    """A folder for a kernel's channels. Several kernels that start at once may be given one TCP port, and then one of them dies."""
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        yield Path(folder) if os.name == "posix" and len(folder) < LONGEST_SOCKET else None
 
 
 def executed_well(out: Path, parameters: Mapping[str, Any]) -> bool:
