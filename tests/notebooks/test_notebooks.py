@@ -230,7 +230,8 @@ def test_the_ablations_two_runs_are_done_and_collected(demo):
 @pytest.mark.slow
 def test_nothing_but_runs_copies_pages_and_the_log_is_left(demo):
     folder = demo["00_start_here"].notebook.parent
-    assert {path.name for path in folder.iterdir()} == {"log.txt", "training", "ablations"} | {
+    copies = {f"{name}.{kind}" for name in NOTEBOOKS for kind in ("ipynb", "html")}
+    assert {path.name for path in folder.iterdir()} == {"log.txt", "training", "ablations"} | copies
         f"{name}.{kind}" for name in NOTEBOOKS for kind in ("ipynb", "html")
     }
 
