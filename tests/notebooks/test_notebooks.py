@@ -232,8 +232,6 @@ def test_nothing_but_runs_copies_pages_and_the_log_is_left(demo):
     folder = demo["00_start_here"].notebook.parent
     copies = {f"{name}.{kind}" for name in NOTEBOOKS for kind in ("ipynb", "html")}
     assert {path.name for path in folder.iterdir()} == {"log.txt", "training", "ablations"} | copies
-        f"{name}.{kind}" for name in NOTEBOOKS for kind in ("ipynb", "html")
-    }
 
 
 @pytest.mark.parametrize(("source", "status"), [("assert profile == 'smoke'", 0), ("assert profile == 'paper', 'not [/this] one'", 1)], ids=["well", "failing"])
