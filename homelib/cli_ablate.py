@@ -26,6 +26,7 @@ Failed = Annotated[bool, typer.Option("--failed", help="do those again that have
 Gpus = Annotated[int | None, typer.Option(min=0, help="local: GPUs to use, one a run, default all; slurm: 1 asks for one a job")]
 Memory = Annotated[float | None, typer.Option(help="GiB a run; default estimated")]
 Options = Annotated[list[str], typer.Option("--slurm", help="option of sbatch by submitit's name, partition=gpu; may be repeated")]
+Roots = Annotated[list[Path], typer.Option("--root", help="folder of each data set that the grid names, in its order; may be repeated")]
 Given = Annotated[list[str], typer.Option("--parameter", "-p", help="parameter of the notebooks, viewer=true; may be repeated")]
 
 
@@ -33,12 +34,13 @@ Given = Annotated[list[str], typer.Option("--parameter", "-p", help="parameter o
 def plan(
     grid: GridName,
     folder: Folder = None,
+    root: Roots = [],  # noqa: B006  typer reads it, nobody writes
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="measure a few steps of every arm for the estimate of time")] = True,
     cores: Cores = None,
 ) -> None:
     """The runs of a grid, their fingerprints and states, and how long they will take; nothing is done."""
     from .data.memory import free_memory_gib
-    from .study.ablate import Sweep, default_folder
+    from .study.ablate import Sweep, default_folder, placed
     from .study.ablate_report import print_plan
     from .study.executors import fitting, usable_cores
     from .study.grids import load_grid
@@ -48,7 +50,7 @@ def plan(
     runs, place = loaded.runs(), folder or default_folder(loaded.name)
     there = {row.record.name: row for row in Sweep.open(place).rows()} if (place / "plan.json").exists() else {}
     arms = {run.arm: (run.changes, run.fold) for run in runs}
-    probes = measured(loaded.profile, arms, cores=cores or 1) if probe and not loaded.data else {}
+    probes = measured(loaded.profile, arms, data=placed(loaded, root), cores=cores or 1) if probe else {}
     most = max((one.gib for one in probes.values()), default=1.0)
     at_once = fitting(cores=usable_cores(), cores_a_run=cores or 1, gib_a_run=most, free_gib=free_memory_gib())
     print_plan(runs, there, probes, at_once=at_once, console=console)
@@ -58,6 +60,7 @@ def plan(
 def run(
     grid: GridName,
     folder: Folder = None,
+    root: Roots = [],  # noqa: B006  typer reads it, nobody writes
     executor: Where = "local",
     at_once: AtOnce = None,
     cores: Cores = None,
@@ -65,7 +68,7 @@ def run(
     memory: Memory = None,
     limit: Limit = None,
     failed: Failed = False,
-    parameter: Given = [],  # noqa: B006  typer reads it, nobody writes
+    parameter: Given = [],  # noqa: B006
     slurm: Options = [],  # noqa: B006
 ) -> None:
     """Do the runs of a grid that are not done. Exit status 1 where any has failed.
@@ -76,7 +79,7 @@ def run(
     from .study.ablate import Sweep
     from .study.grids import load_grid
 
-    sweep = Sweep.begin(load_grid(grid), folder or "", parameters=parse_changes(parameter, option="--parameter"))
+    sweep = Sweep.begin(load_grid(grid), folder or "", parameters=parse_changes(parameter, option="--parameter"), roots=root)
     _go_on(sweep, executor, at_once, cores, gpus, memory, limit, failed, slurm)
 
 

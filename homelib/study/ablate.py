@@ -53,10 +53,19 @@ class Sweep:
 
     folder: Path
     profile: str
+    data: Mapping[str, str]
     tasks: tuple[Task, ...]
 
     @classmethod
-    def begin(cls, grid: "Grid", folder: str | Path = "", *, parameters: Mapping[str, Any] | None = None, notebooks: Sequence[Path] = ()) -> "Sweep":
+    def begin(
+        cls,
+        grid: "Grid",
+        folder: str | Path = "",
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        notebooks: Sequence[Path] = (),
+        roots: Sequence[Path] = (),
+    ) -> "Sweep":
         """Check a grid and make its folder, with what is there already.
 
         Args:
@@ -64,17 +73,15 @@ class Sweep:
             folder: of the grid; empty is `runs/ablations/<name>`.
             parameters: of the notebooks, beside those that make the run; each goes to the notebooks that know it.
             notebooks: in their order; empty is training, then prediction and evaluation.
+            roots: folders of the data sets that the grid names, in its order.
 
         Raises:
-            UserError: a parameter that no notebook knows; a folder whose run has the name of another; a grid of data sets. Nothing was changed then.
+            UserError: a parameter that no notebook knows; a folder whose run has the name of another; no place for a data set. Nothing was changed then.
         """
-        if grid.data:
-            raise UserError(
-                f"grid {grid.name}: data: found {', '.join(grid.data)}, but the notebooks train on the demo alone. Leave data out, or use home train."
-            )
+        data = placed(grid, roots)
         folder = Path(folder or default_folder(grid.name)).expanduser().resolve()
-        chosen = [Path(notebook).resolve() for notebook in notebooks] or shipped_notebooks()
-        check_parameters(chosen, parameters or {})
+        chosen = [Path(notebook).resolve() for notebook in notebooks] or shipped_notebooks(on_data=bool(data))
+        check_parameters(chosen, parameters or {}, data)
         finished = _finished(folder)
         lines = []
         for run in grid.runs():
@@ -83,7 +90,8 @@ class Sweep:
                 raise UserError(f"{folder / run.name}: holds a run with other settings; nothing was changed. Rename the arm, or choose another --folder.")
             place = run.name if there is not None else finished.get(run.fingerprint, run.name)
             lines.append(_line(run, place))
-        plan = {"grid": grid.name, "profile": grid.profile, "parameters": dict(parameters or {}), "notebooks": [_shelf_name(n) for n in chosen], "runs": lines}
+        plan = {"grid": grid.name, "profile": grid.profile, "data": data, "parameters": dict(parameters or {})}
+        plan |= {"notebooks": [_shelf_name(notebook) for notebook in chosen], "runs": lines}
         for line in lines:
             _queue_up(folder / line["folder"], states.planned_record(line))
         with written_whole(folder / PLAN) as part:
@@ -104,13 +112,13 @@ class Sweep:
         known = {notebook: parameters_of(notebook) for notebook in notebooks} if plan["parameters"] else {}
         more = {notebook: {name: value for name, value in plan["parameters"].items() if name in its} for notebook, its in known.items()}
         shelf = [(notebook, more.get(notebook, {})) for notebook in notebooks]
-        return cls(folder, plan["profile"], tuple(_task(folder, plan["profile"], shelf, line) for line in plan["runs"]))
+        return cls(folder, plan["profile"], plan["data"], tuple(_task(folder, plan, shelf, line) for line in plan["runs"]))
 
     def memory_gib(self) -> float:
         """That a run will need at most."""
         from .probe import memory_gib
 
-        return memory_gib(self.profile, {task.record.arm: (task.changes, task.record.fold) for task in self.tasks})
+        return memory_gib(self.profile, {task.record.arm: (task.changes, task.record.fold) for task in self.tasks}, data=self.data)
 
     def rows(self) -> list[Row]:
         """Every run as it is now, in the plan's order."""
@@ -198,25 +206,35 @@ def default_folder(name: str) -> Path:
     return runs_dir() / "ablations" / name
 
 
-def shipped_notebooks() -> list[Path]:
-    return [shipped("notebooks") / f"{name}.ipynb" for name in NOTEBOOKS]
+def shipped_notebooks(*, on_data: bool = False) -> list[Path]:
+    """Training, then prediction and evaluation: the workbook's own on the demo, two plain ones on data sets."""
+    return [shipped("notebooks") / ("on_data" if on_data else "") / f"{name}.ipynb" for name in NOTEBOOKS]
 
 
-def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any]) -> None:
+def placed(grid: "Grid", roots: Sequence[Path]) -> dict[str, str]:
+    """Data set -> its folder. Raises UserError where a grid names one that has none."""
+    if len(grid.data) != len(roots):
+        found = f"{len(roots)} for {len(grid.data)} data sets" + (f" ({', '.join(grid.data)})" if grid.data else ", for the grid is of the demo")
+        raise UserError(f"--root: found {found}, expected one each, in the grid's order.")
+    return {name: str(Path(root).expanduser().resolve()) for name, root in zip(grid.data, roots, strict=True)}
+
+
+def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
     """Before anything starts. What makes a run must be known to every notebook, else an arm would be trained with the settings of another."""
-    known = {notebook: parameters_of(notebook) for notebook in notebooks}
+    known, making = {notebook: parameters_of(notebook) for notebook in notebooks}, _making("", Path(), None, {}, data)
     for notebook, its in known.items():
-        if lacking := [name for name in _making({}, "", Path(), None) if name not in its]:
+        if lacking := [name for name in making if name not in its]:
             raise UserError(f"{notebook.name}: no parameter {', '.join(lacking)}; expected them in a notebook that makes a run of a grid.")
     if unknown := [name for name in parameters if not any(name in its for its in known.values())]:
         raise UserError(f"parameters: no notebook knows {', '.join(unknown)}; they have {', '.join(sorted(set().union(*known.values())))}.")
-    if taken := [name for name in parameters if name in _making({}, "", Path(), None)]:
+    if taken := [name for name in parameters if name in making]:
         raise UserError(f"parameters: found {', '.join(taken)}, which the grid sets for each run. Leave them out.")
 
 
-def _making(changes: Mapping[str, Any], profile: str, folder: Path, fold: str | int | None) -> dict[str, Any]:
+def _making(profile: str, folder: Path, fold: str | int | None, changes: Mapping[str, Any], data: Mapping[str, str]) -> dict[str, Any]:
     """The notebooks' parameters that make a run."""
-    return {"profile": profile, "run_folder": str(folder), "directions": [fold or DIRECTION], "changes": dict(changes)}
+    where = {"data": dict(data), "fold": fold} if data else {"directions": [fold or DIRECTION]}
+    return {"profile": profile, "run_folder": str(folder), "changes": dict(changes)} | where
 
 
 def _line(run: "Planned", place: str) -> dict[str, Any]:
@@ -225,19 +243,20 @@ def _line(run: "Planned", place: str) -> dict[str, Any]:
     return about | {"folder": place, "changes": dict(run.changes)}
 
 
-def _task(folder: Path, profile: str, notebooks: Sequence[tuple[Path, dict[str, Any]]], line: dict[str, Any]) -> Task:
+def _task(folder: Path, plan: dict[str, Any], notebooks: Sequence[tuple[Path, dict[str, Any]]], line: dict[str, Any]) -> Task:
     place = folder / line["folder"]
-    given = _making(line["changes"], profile, place, line["fold"])
+    given = _making(plan["profile"], place, line["fold"], line["changes"], plan["data"])
     return Task(states.planned_record(line), line["changes"], place, tuple((notebook, given | more) for notebook, more in notebooks))
 
 
 def _shelf_name(notebook: Path) -> str:
     """Notebooks of the workbook by name, so that a plan may move with it."""
-    return notebook.stem if notebook.parent == shipped("notebooks") else str(notebook)
+    ours = shipped("notebooks")
+    return notebook.relative_to(ours).as_posix() if notebook.is_relative_to(ours) else str(notebook)
 
 
 def _from_shelf(name: str) -> Path:
-    return Path(name) if name.endswith(".ipynb") else shipped("notebooks") / f"{name}.ipynb"
+    return shipped("notebooks") / name  # an absolute path stays as it is
 
 
 def _finished(folder: Path) -> dict[str, str]:

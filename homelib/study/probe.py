@@ -5,12 +5,16 @@ It is measured in a process of its own, so that the driver holds neither network
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..config import Settings, override, preset
 from ..data.parallel import new_processes
+
+if TYPE_CHECKING:
+    from ..data.prepare import PreparedCase
 
 Arms = Mapping[str, tuple[Mapping[str, Any], str | int | None]]  # arm -> the changes of a run of it, and its fold
 
@@ -27,40 +31,45 @@ class Probe:
     gib: float
 
 
-def probe(profile: str, arms: Arms, *, cores: int | None = None) -> dict[str, Probe]:
-    """Arm -> what one run of it will take. Some seconds an arm in the demo; its data are fetched and prepared."""
-    return _apart(_probe, profile, arms, cores)
+def probe(profile: str, arms: Arms, *, data: Mapping[str, str] | None = None, cores: int | None = None) -> dict[str, Probe]:
+    """Arm -> what one run of it will take, some seconds an arm. `data`: data sets by name, and their folders; empty is the demo."""
+    return _apart(_probe, profile, arms, data or {}, cores)
 
 
-def memory_gib(profile: str, arms: Arms) -> float:
+def memory_gib(profile: str, arms: Arms, *, data: Mapping[str, str] | None = None) -> float:
     """The most that a run of any arm will need, from what its network keeps of a small patch; no step is made."""
-    return max(_apart(_memory, profile, arms, None).values())
+    return max(_apart(_memory, profile, arms, data or {}, None).values())
 
 
-def _apart(function: Callable, profile: str, arms: Arms, cores: int | None) -> dict[str, Any]:
+def _apart(function: Callable, profile: str, arms: Arms, data: Mapping[str, str], cores: int | None) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=new_processes(__name__)) as pool:
-        return pool.submit(function, profile, dict(arms), cores).result()
+        return pool.submit(function, profile, dict(arms), dict(data), cores).result()
 
 
-def _settings(profile: str, changes: Mapping[str, Any], fold: str | int | None):
-    from ..config import override, preset
-    from ..data.cases import demo_data, with_demo_cases
+def _cohort(profile: str, changes: Mapping[str, Any], fold: str | int | None, data: Mapping[str, str]) -> "tuple[Settings, Sequence[PreparedCase]]":
+    """A run's settings, complete, and its training cases."""
+    if data:
+        from .on_data import cohort_on
+
+        made = cohort_on(profile, data, fold=fold, changes=changes)
+        return made.settings, made.train
+    from ..data.cases import demo_data, prepared, with_demo_cases
 
     demo = demo_data(preset(profile).profile)
     directed = {"direction": fold} if isinstance(fold, str) else {}
-    return override(with_demo_cases(preset(profile), demo, **directed), changes), demo
+    settings = override(with_demo_cases(preset(profile), demo, **directed), changes)
+    return settings, prepared(settings, demo)
 
 
-def _memory(profile: str, arms: Arms, cores: int | None) -> dict[str, float]:
+def _memory(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None) -> dict[str, float]:
     from ..run.estimate import needed_gib
 
-    return {arm: PROCESS_GIB + needed_gib(_settings(profile, *run)[0]) for arm, run in arms.items()}
+    return {arm: PROCESS_GIB + needed_gib(_cohort(profile, *run, data)[0]) for arm, run in arms.items()}
 
 
-def _probe(profile: str, arms: Arms, cores: int | None) -> dict[str, Probe]:
+def _probe(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None) -> dict[str, Probe]:
     import torch
 
-    from ..data.cases import the_one
     from ..run.checkpoint import build_network
     from ..run.estimate import estimate, needed_gib
     from ..run.predict import predict_probabilities
@@ -69,15 +78,14 @@ def _probe(profile: str, arms: Arms, cores: int | None) -> dict[str, Probe]:
         torch.set_num_threads(cores)
     found = {}
     for arm, run in arms.items():
-        settings, demo = _settings(profile, *run)
-        case, config = the_one(settings, demo, "train"), settings.training
-        step = estimate(settings, [case])
+        settings, cases = _cohort(profile, *run, data)
+        config, step = settings.training, estimate(settings, cases)
         network = build_network(settings).eval()
         began = time.perf_counter()
-        predict_probabilities(network, case, settings)
+        predict_probabilities(network, cases[0], settings)
         scan = time.perf_counter() - began
         patches = 0.0 if config.workers else step.patch_seconds * config.batch_size * config.accumulate
         training = config.steps * (step.step_seconds + patches)
-        scans = math.ceil(config.steps / config.validate_every) + PREDICTIONS
+        scans = math.ceil(config.steps / config.validate_every) * max(1, len(settings.data.validation_cases)) + PREDICTIONS
         found[arm] = Probe(training + scans * scan + NOTEBOOK_SECONDS, PROCESS_GIB + needed_gib(settings))
     return found

@@ -115,9 +115,17 @@ def test_a_finished_run_serves_an_arm_that_has_got_another_name(shelf, grid_fold
     assert table[["run", "arm", "value"]].values.tolist() == [["new_seed0_a-to-c", "new", 0.5]]
 
 
-def test_a_grid_of_data_sets_is_refused():
-    with pytest.raises(UserError, match=r"^grid experts: data: found amos_ct, but the notebooks train on the demo alone"):
+def test_a_grid_of_data_sets_needs_their_places():
+    with pytest.raises(UserError, match=r"^--root: found 0 for 1 data sets \(amos_ct\), expected one each"):
         Sweep.begin(load_grid("experts"))
+
+
+def test_a_grid_of_data_sets_has_notebooks_of_its_own(grid_folder, tmp_path):
+    sweep = Sweep.begin(load_grid("experts"), grid_folder, roots=[tmp_path])
+    for notebook, given in sweep.tasks[0].notebooks:
+        assert notebook.parent.name == "on_data"
+        assert given["data"] == {"amos_ct": str(tmp_path)}
+        assert given["fold"] == sweep.tasks[0].record.fold
 
 
 def test_a_folder_without_a_plan_is_one_line(tmp_path):
