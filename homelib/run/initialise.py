@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..config import Settings
 from ..errors import UserError
 from ..network.published import published_name
+from ..network.swin_weights import is_swin, swin_state
 from .folder import Run
 from .mixture import label_space
 
 COLUMNS = ("tensor", "what", "found", "expected")
-HEADS = ("head.", "final_conv.")  # of our networks, of MONAI's U-Net
+HEADS = ("head.", "final_conv.", "out.")  # of our networks, of MONAI's U-Net, of its Swin UNETR
 
 
 def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str]) -> pd.DataFrame:
@@ -29,7 +30,8 @@ def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str
 
     Args:
         network: at its random start, which stays where nothing fits.
-        source: a run folder, a safetensors file, or a checkpoint of the authors (.pt, .pth), of which tensors alone are read.
+        source: a run folder, a safetensors file, or a checkpoint (.pt, .pth) of the authors, or for Swin UNETR of SuPreM or VoCo, of which tensors
+            alone are read.
         class_names: of this network, background first.
 
     Returns:
@@ -127,7 +129,9 @@ def _classes(told: str | None) -> tuple[str, ...] | None:
 
 
 def _in_our_names(state: dict, network: nn.Module) -> dict[str, Tensor]:
-    """The authors' names put into ours, experts stacked; ours are left as they are."""
+    """The authors' names put into ours, experts stacked; ours are left as they are. Of a Swin UNETR the names of SuPreM and VoCo too, strictly."""
+    if is_swin(network):
+        return swin_state(state, network)
     if isinstance(state.get("model"), dict):
         state = state["model"]
     state = {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
