@@ -14,12 +14,14 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import UserError
+from .scan.backends import undisturbed
 
 Grid = tuple[int, int, int]
 SCANS = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward"), "three": ("forward", "backward", "slices")}
 
 
 @lru_cache(maxsize=64)  # a handful of grids a network: its stages, for each patch
+@undisturbed()  # a table that is kept must not be one of the moment's: of inference, or of a count of operations
 def groups_of(order: str, grid: Grid | None, group_size: int, device: str = "cpu") -> Tensor:
     """(G, K) int64: the token, by its place in raster order, that stands at each place of each group; N where it is fill.
 
