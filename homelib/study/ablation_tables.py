@@ -9,9 +9,7 @@ from ..errors import UserError
 from ..run.metrics import metric_of
 from .paper_tables import TITLES, as_printed, notes
 from .printed import Printed
-from .scores import read_results, scores
-
-__all__ = ["ablation_table", "paper_table", "read_results"]
+from .scores import scores
 
 PERCENT = ("1",)  # units of shares, which are told in percent
 

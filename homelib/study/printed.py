@@ -39,6 +39,10 @@ class Printed:
         """The notes, and what the marks mean where there are any."""
         return (*((MARKS_TOLD,) if (self.marks != "").to_numpy().any() else ()), *self.notes)
 
+    def as_text(self, form: str) -> str:
+        """As "markdown", "latex" or "csv"."""
+        return {"markdown": self.markdown, "latex": self.latex, "csv": self.csv}[form]()
+
     def markdown(self) -> str:
         head = [str(self.cells.index.name or ""), *map(str, self.cells.columns)]
         lines = [head, ["---"] * len(head)]
