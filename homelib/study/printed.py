@@ -44,9 +44,9 @@ class Printed:
         return {"markdown": self.markdown, "latex": self.latex, "csv": self.csv}[form]()
 
     def markdown(self) -> str:
-        head = [str(self.cells.index.name or ""), *map(str, self.cells.columns)]
+        head = [_piped(name) for name in (self.cells.index.name or "", *self.cells.columns)]
         lines = [head, ["---"] * len(head)]
-        lines += [[str(name), *row] for name, row in zip(self.cells.index, self._marked(MARKDOWN, lambda text: text.replace("|", r"\|")), strict=True)]
+        lines += [[_piped(name), *row] for name, row in zip(self.cells.index, self._marked(MARKDOWN, _piped), strict=True)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return "\n\n".join([f"**{self.caption}**", table, *self.told])
 
@@ -73,3 +73,7 @@ class Printed:
 
 def _escaped(text: str) -> str:
     return "".join(ESCAPED.get(character, character) for character in str(text))
+
+
+def _piped(text: object) -> str:
+    return str(text).replace("|", r"\|")
