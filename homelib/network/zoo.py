@@ -6,10 +6,10 @@ that are not here (Hermes, Swin SMT, VSmTrans, uC 3DU-Net) have rows of its numb
 (`swin_weights`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from monai.networks import nets
 from torch import Tensor, nn
@@ -208,7 +208,7 @@ def _nnunet_channels(config: ModelConfig, stages: int) -> list[int]:
 
 
 def _products(steps: list[Patch]) -> Patch:
-    return tuple(torch.tensor(steps).prod(0).tolist())
+    return tuple(math.prod(axis) for axis in zip(*steps, strict=True))
 
 
 def registered_once(network: nn.Module) -> nn.Module:
@@ -219,8 +219,8 @@ def registered_once(network: nn.Module) -> nn.Module:
     seen: set[int] = {id(child) for parent in everything if isinstance(parent, lists) for child in parent.children()}
     for parent in everything:
         if not isinstance(parent, lists):
-            for name, child in list(parent.named_children()):
-                if id(child) in seen:
+            for name, child in [*parent._modules.items()]:
+                if child is not None and id(child) in seen:
                     del parent._modules[name]
                     object.__setattr__(parent, name, child)
                 seen.add(id(child))

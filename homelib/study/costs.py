@@ -17,7 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import Settings
+from ..config import OURS, Settings
 from ..data.plan import GIB
 from ..run.checkpoint import build_network
 from .grids import Grid
@@ -43,8 +43,9 @@ def weightless(settings: Settings) -> nn.Module:
 def forward_flops(settings: Settings) -> int:
     """FLOPs of one forward pass over one training patch. No number is computed: tensors have shapes alone."""
     with torch.random.fork_rng():
+        theirs = None if settings.network in OURS else build_network(settings)  # some look at numbers while they are built
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network = build_network(settings).eval()
+            network = (build_network(settings) if theirs is None else theirs).eval()
             network(torch.empty(1, settings.model.in_channels, *settings.data.patch_voxels))
         return counter.get_total_flops()
 
