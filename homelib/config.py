@@ -76,6 +76,8 @@ class ModelConfig(Frozen):
             for name in ("dispatch", "group_order"):
                 if name in self.changed_switches:
                     raise ValueError(f"{name}: found {getattr(self, name)!r} with home 'mlp', which has no groups; leave one of them off")
+        if self.home == "equations" and self.dispatch != "slots":
+            raise ValueError(f"dispatch: found {self.dispatch!r} with home 'equations', whose Eq. 5 is over slots; leave one of them off")
         return self
 
     @property
@@ -193,6 +195,10 @@ class Settings(Frozen):
             raise ValueError(f"model.{without[0]}: found {getattr(self.model, without[0])!r}, which network {self.network} does not have; leave it off")
         if self.model.width and self.network in (*OURS, "UNet"):
             raise ValueError(f"model.width: found {self.model.width}, expected none for {self.network}, whose width follows from model.channels")
+        if self.network not in (*OURS, "UNet"):
+            for name, off in (("frozen_steps", 0), ("layer_rate", 1)):
+                if (found := getattr(self.training, name)) != off:
+                    raise ValueError(f"training.{name}: found {found}, expected {off} for network {self.network}, whose encoder is not told apart")
         if self.training.strategy == "fsdp" and (self.training.ema is not None or self.training.deep_supervision):
             raise ValueError("training.strategy: fsdp goes with neither training.ema nor training.deep_supervision; choose ddp, or leave them off")
         if self.data.also and self.training.class_balance:

@@ -23,6 +23,7 @@ from ..paths import shipped
 from ..yaml_file import read_mapping
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")]  # small letters: a folder's name on every file system
+Table = Annotated[str, Field(pattern=r"^T\d+$")]
 Seed = Annotated[int, Field(ge=0)]
 DIRECTIONS = ("a-to-c", "c-to-a")  # of the demo
 AXES = ("training.seed", "data.train_cases", "data.validation_cases", "data.test_cases")  # set by seeds and folds, so by no arm
@@ -52,18 +53,18 @@ class Grid(Frozen):
     """A question about the network, and the arms that answer it.
 
     `changes` hold for every arm; an arm's own are set after, and win. `data` names data sets; empty is the demo. `folds` are directions of the
-    demo or numbers of folds; empty is none. `baseline` is the arm that the others are compared with, the first one where it is not said.
-    `paper_table` is the paper's table of the same question.
+    demo or numbers of folds; empty is none. `baseline` is the arm that the others are compared with, the first one where it is not said. `paper` says
+    which row of which of the paper's tables (`homelib.study.paper_tables`) is the same arm: table -> arm -> row.
     """
 
     name: Name
     question: str = Field(min_length=1)
     profile: str
-    paper_table: str | None = Field(None, pattern=r"^T\d+$")
     data: tuple[str, ...] = ()
     changes: dict[str, Any] = {}
     arms: dict[Name, dict[str, Any]] = Field(min_length=1)
     baseline: Name | None = None
+    paper: dict[Table, dict[Name, str]] = {}
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     folds: tuple[int | str, ...] = ()
     notes: str = ""
@@ -72,6 +73,9 @@ class Grid(Frozen):
     def _consistent(self) -> Self:
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline: found {self.baseline!r}, expected one of the arms {', '.join(self.arms)}")
+        for table, rows in self.paper.items():
+            if unknown := [arm for arm in rows if arm not in self.arms]:
+                raise ValueError(f"paper.{table}: found {unknown[0]!r}, expected one of the arms {', '.join(self.arms)}")
         for axis in ("seeds", "folds"):
             values = getattr(self, axis)
             if len(set(values)) < len(values):

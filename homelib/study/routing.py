@@ -82,6 +82,8 @@ def trace_routing(network: nn.Module, *, stages: Sequence[int] | None = None) ->
     """
     if not getattr(network, "with_home", False):
         raise UserError(f"network: found {type(network).__name__}, expected a MambaHoME; only HoME routes.")
+    if other := [name for name in ("home", "dispatch", "group_order") if name in network.config.changed_switches]:
+        raise UserError(f"model.{other[0]}: found {getattr(network.config, other[0])!r}, expected the released form; routing is traced in that alone.")
     watched = range(len(network.stages)) if stages is None else stages
     trace, hooks, grids = Trace(), [], {}
 
