@@ -1,71 +1,61 @@
-"""What a grid says: its arms beside each other, paired by seed and fold, from the rows that `Sweep.collect` has put together.
-
-The unit is the run. With three seeds the interval is wide, and that is what three seeds tell: it is Student's, over the pairs.
-"""
+"""What notebook 05 reads of a grid: where its results are, and its arms as tables for the figures of `homelib.view.ablations`."""
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from ..errors import UserError
-from .comparison import BASELINES
+from .costs import parameter_count
+from .grids import Grid
+from .scores import differences, scores
 
-RESULTS = Path(__file__).parent / "results"  # tables that were made and committed: <grid>.csv, as `home ablate collect` writes it
-CONFIDENCE = 0.95
-
-
-def committed(grid: str) -> pd.DataFrame | None:
-    """The committed results of a grid; None where there are none."""
-    file = RESULTS / f"{grid}.csv"
-    return pd.read_csv(file) if file.exists() else None
+COMMITTED = Path(__file__).parent / "results"  # <grid>/results.csv, runs.csv and plan.json, as `home ablate collect` has left them
+TOOK = {"training_seconds": "training, seconds", "peak_gib": "memory, GiB"}  # columns of runs.csv
 
 
-def scores(results: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """One row a run: run, arm, seed, fold, and `score`, the mean over classes and over the patients that it never saw.
-
-    The baselines that every run is measured beside (`untrained network` and so on), and the patients that it was trained on, take no part.
-
-    Raises UserError: no rows of the metric.
-    """
-    kept = results[(results["metric"] == metric) & (results["class"] != "background") & ~results["method"].isin(BASELINES)]
-    kept = kept[kept["role"] == "test"] if "role" in kept else kept
-    if kept.empty:
-        raise UserError(f"metric: found {metric!r}, expected one of {', '.join(sorted(set(results['metric'])))}.")
-    return kept.groupby(["run", "arm", "seed", "fold"], sort=False, dropna=False)["value"].mean().rename("score").reset_index()
+def committed(grid: Grid) -> Path | None:
+    """The folder of results that were made before and are part of the workbook; None where a grid has none."""
+    folder = COMMITTED / grid.name
+    return folder if (folder / "results.csv").exists() else None
 
 
-def by_arm(results: pd.DataFrame, baseline: str, *, metric: str = "dice") -> pd.DataFrame:
-    """Arms beside the baseline, in the order of the grid.
-
-    Returns:
-        Index arm; runs, mean, sd (over runs), and, over the pairs of one seed and fold: pairs, difference (to the baseline), low, high (its interval,
-        NaN with fewer than two pairs).
-
-    Raises:
-        UserError: a baseline that has no finished run.
-    """
-    found = scores(results, metric)
-    if baseline not in set(found["arm"]):
-        raise UserError(f"baseline: found {baseline!r} without a finished run, expected one of {', '.join(dict.fromkeys(found['arm']))}.")
-    table = found.assign(fold=found["fold"].astype(str)).set_index(["arm", "seed", "fold"])["score"]
-    lines = {}
-    for arm in dict.fromkeys(found["arm"]):
-        its = table.loc[arm]
-        low = high = difference = float("nan")
-        pairs = (its - table.loc[baseline]).dropna()
-        if arm != baseline and len(pairs):
-            difference = float(pairs.mean())
-            low, high = _interval(pairs.to_numpy())
-        paired = {"pairs": 0 if arm == baseline else len(pairs), "difference": difference, "low": low, "high": high}
-        lines[arm] = {"runs": len(its), "mean": float(its.mean()), "sd": float(its.std(ddof=1))} | paired
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("arm")
+def in_percent(rows: pd.DataFrame) -> pd.DataFrame:
+    """Dice in percent: the other rows are left out."""
+    rows = rows[rows["metric"] == "dice"]
+    return rows.assign(value=100 * rows["value"])
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's interval of a mean."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
+def costs_and_scores(rows: pd.DataFrame, grid: Grid, folder: Path) -> pd.DataFrame:
+    """Index arm; mean Dice in percent with its interval (mean, low, high), parameters, and what the runs took by `runs.csv`."""
+    table = scores(in_percent(rows), "dice").set_index("arm")[["runs", "mean", "low", "high"]]
+    table["parameters, million"] = [parameter_count(grid.settings(arm)) / 1e6 for arm in table.index]
+    if (file := folder / "runs.csv").exists():
+        took = pd.read_csv(file, dtype={"arm": str}).groupby("arm")[list(TOOK)].mean().reindex(table.index).rename(columns=TOOK)
+        table = table.join(took.dropna(axis="columns", how="all"))
+    return table
+
+
+def beside_baseline(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Each arm's paired difference to the baseline in points of Dice, as `scores.differences` gives it."""
+    return differences(in_percent(rows), "dice", against=grid.compared_with)
+
+
+def experts_and_groups(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Mean Dice in percent of the arms that differ from the baseline in numbers of experts and group sizes alone: columns experts, group, value."""
+    means = scores(in_percent(rows), "dice").set_index("arm")["mean"]
+    axes = {"experts_local", "experts_global", "group_size"}
+    rest = {arm: _without(grid, arm, axes) for arm in means.index}
+    alike = [arm for arm in means.index if rest[arm] == rest.get(grid.compared_with)]
+    lines = []
+    for arm in alike:
+        model = grid.settings(arm).model
+        experts = f"{_joined(model.experts_local)} / {_joined(model.experts_global)}"
+        lines.append({"experts": experts, "group": _joined(model.group_size), "value": means[arm]})
+    return pd.DataFrame(lines, columns=["experts", "group", "value"])
+
+
+def _without(grid: Grid, arm: str, axes: set[str]) -> dict:
+    return grid.settings(arm).model_dump(mode="json", exclude={"model": axes})
+
+
+def _joined(values: tuple[int, ...]) -> str:
+    return " ".join(map(str, values))

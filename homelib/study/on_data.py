@@ -37,17 +37,17 @@ def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
     """Predict and measure the labelled cases that a run was not trained on; writes `predictions/` and `metrics.csv`.
 
     Returns:
-        One row a case, class and metric, with `role`: "test", or "validation" for cases by which the best weights were chosen.
+        One row a case, class and metric, with `role` "test", and `chose`: whether the run's best weights were chosen by the case (a fold's are).
 
     Raises:
         UserError: no such case, or one that cannot be predicted or measured.
     """
     settings, tables = run.settings, []
-    roles = {case: "validation" for case in settings.data.validation_cases} | {case: "test" for case in settings.data.test_cases}
+    left_out = {*settings.data.validation_cases, *settings.data.test_cases}
     ensemble = Ensemble.of([run.folder])
     for name, root in data.items():
         manifest = load_manifest(name)
-        cases = [case for case in find_cases(manifest, root).cases if case.id in roles and case.label is not None]
+        cases = [case for case in find_cases(manifest, root).cases if case.id in left_out and case.label is not None]
         done = predict_all(cases, ensemble, run.predictions, progress=False, say=print) if cases else []
         if failed := [one.message for one in done if one.state == "failed"]:
             raise UserError(failed[0])
@@ -59,7 +59,7 @@ def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
     rows = pd.concat(tables, ignore_index=True)
     if rows.empty:
         raise UserError(f"{run.folder}: no labelled case that it was not trained on, expected some to measure. Grids on data sets need folds, or a test part.")
-    rows["role"] = rows["case"].map(roles)
+    rows = rows.assign(role="test", chose=rows["case"].isin(settings.data.validation_cases))
     with written_whole(run.metrics_file) as part:
         rows.to_csv(part, index=False)
     return rows

@@ -1,61 +1,60 @@
-"""Arms beside each other, by hand."""
+"""A grid's arms as tables for figures, by hand."""
 
 import pandas as pd
 import pytest
-from scipy import stats
 
-from homelib import UserError
 from homelib.study import arms
-from homelib.study.arms import by_arm, committed, scores
+from homelib.study.arms import beside_baseline, committed, costs_and_scores, experts_and_groups
+from homelib.study.grids import Grid
+
+GRID = Grid(
+    name="made",
+    question="?",
+    profile="smoke",
+    seeds=(0, 1),
+    arms={"one": {}, "more": {"model.experts_local": [4, 4, 4, 4]}, "wide": {"model.group_size": [128, 64, 32, 16]}, "rate": {"training.learning_rate": 0.1}},
+)
 
 
-def rows(*runs: tuple[str, int, str, float]) -> pd.DataFrame:
-    """One class of one patient a run, beside what must not count: background, a baseline, another metric, the patient that it was trained on."""
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    """Two seeds of each arm on one patient: 0.5, 0.6, 0.7, 0.8, and half a point more with the second seed."""
     lines = []
-    for arm, seed, fold, value in runs:
-        run = {"run": f"{arm}_seed{seed}_{fold}", "arm": arm, "seed": seed, "fold": fold}
-        its = {"case": "x", "method": "MambaHoME", "class": "liver", "metric": "dice", "role": "test", "value": value}
-        for other in ({}, {"class": "background"}, {"method": "all background"}, {"metric": "hd95"}, {"role": "train"}):
-            lines.append(run | its | other | ({"value": 99.0} if other else {}))
+    for number, arm in enumerate(GRID.arms):
+        for seed in (0, 1):
+            value = 0.5 + 0.1 * number + 0.005 * seed
+            about = {"arm": arm, "seed": seed, "fold": "", "case": "x"}
+            lines += [about | {"class": "liver", "metric": metric, "value": value * factor} for metric, factor in (("dice", 1), ("hd95", 50))]
     return pd.DataFrame(lines)
 
 
-TABLE = rows(("a", 0, "x", 0.5), ("a", 1, "x", 0.6), ("b", 0, "x", 0.7), ("b", 1, "x", 0.6), ("c", 1, "x", 0.1))
+def test_costs_and_scores_of_the_arms(rows, tmp_path):
+    table = costs_and_scores(rows, GRID, tmp_path)
+    assert table["mean"].tolist() == pytest.approx([50.25, 60.25, 70.25, 80.25])
+    assert (table["low"] < table["mean"]).all()
+    assert table.loc["more", "parameters, million"] > table.loc["one", "parameters, million"] == table.loc["rate", "parameters, million"]
+    pd.DataFrame({"arm": ["one", "one"], "training_seconds": [1.0, 3.0], "peak_gib": [None, None]}).to_csv(tmp_path / "runs.csv", index=False)
+    with_costs = costs_and_scores(rows, GRID, tmp_path)
+    assert with_costs.loc["one", "training, seconds"] == 2
+    assert "memory, GiB" not in with_costs
 
 
-def test_a_runs_score_is_of_its_own_network_on_patients_that_it_never_saw():
-    assert scores(TABLE)["score"].tolist() == [0.5, 0.6, 0.7, 0.6, 0.1]
+def test_differences_are_in_points(rows):
+    assert beside_baseline(rows, GRID)["difference"].tolist() == pytest.approx([10, 20, 30])
 
 
-def test_arms_are_paired_with_the_baseline_by_seed_and_fold():
-    table = by_arm(TABLE, "a")
-    assert table.index.tolist() == ["a", "b", "c"]
-    assert table["runs"].tolist() == [2, 2, 1]
-    assert table["pairs"].tolist() == [0, 2, 1]
-    assert table["mean"].tolist() == pytest.approx([0.55, 0.65, 0.1])
-    assert table.loc["b", "difference"] == pytest.approx(0.1)
-    assert table.loc["c", "difference"] == pytest.approx(-0.5)
-    half = stats.t.ppf(0.975, 1) * 0.1  # of 0.2 and 0: standard deviation 0.1414, over the root of 2
-    assert table.loc["b", ["low", "high"]].tolist() == pytest.approx([0.1 - half, 0.1 + half])
-    assert table.loc[["a", "c"], ["low", "high"]].isna().all(axis=None)
+def test_experts_and_groups_hold_no_arm_that_differs_in_another_way(rows):
+    table = experts_and_groups(rows, GRID)
+    assert table.values.tolist() == [
+        ["2 2 2 2 / 4 4 4 4", "64 32 16 8", pytest.approx(50.25)],
+        ["4 4 4 4 / 4 4 4 4", "64 32 16 8", pytest.approx(60.25)],
+        ["2 2 2 2 / 4 4 4 4", "128 64 32 16", pytest.approx(70.25)],
+    ]
 
 
-def test_runs_of_a_grid_without_folds_are_paired():
-    assert by_arm(TABLE.assign(fold=float("nan")), "a").loc["b", "pairs"] == 2
-
-
-def test_a_baseline_without_a_run_is_one_line():
-    with pytest.raises(UserError, match=r"^baseline: found 'z' without a finished run, expected one of a, b, c"):
-        by_arm(TABLE, "z")
-
-
-def test_a_metric_that_was_not_measured_is_one_line():
-    with pytest.raises(UserError, match=r"^metric: found 'nsd', expected one of dice, hd95"):
-        scores(TABLE, "nsd")
-
-
-def test_committed_results_are_read_by_the_grids_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(arms, "RESULTS", tmp_path)
-    assert committed("made") is None
-    TABLE.to_csv(tmp_path / "made.csv", index=False)
-    pd.testing.assert_frame_equal(committed("made"), TABLE)
+def test_committed_results_are_a_folder_of_the_grids_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "COMMITTED", tmp_path)
+    assert committed(GRID) is None
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "results.csv").write_text("")
+    assert committed(GRID) == tmp_path / "made"
