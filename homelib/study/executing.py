@@ -122,17 +122,6 @@ def _sockets() -> Iterator[Path | None]:
         yield Path(folder) if os.name == "posix" and len(folder) < LONGEST_SOCKET else None
 
 
-def executed_well(out: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether `out` is an executed copy that came to its end without an error, with these parameters."""
-    import nbformat
-
-    try:
-        told = nbformat.read(out, as_version=4).metadata["papermill"]
-    except (OSError, KeyError, ValueError, nbformat.reader.NotJSONError):
-        return False
-    return told.get("end_time") is not None and not told.get("exception") and told.get("parameters") == dict(parameters)
-
-
 def what_failed(out: Path, log: Path) -> str:
     """Which cell of the notebook failed, counted from 1 without those that papermill adds, and with what; the log's last words where no cell says so."""
     import nbformat

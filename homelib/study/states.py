@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RECORD, LOCK, LOG = "ablation.json", "run.lock", "log.txt"
 ENDED = ("done", "failed")  # all others are to be begun, or gone on with
 PATIENCE_SECONDS = 5  # for a lock that a look at the state holds for an instant
-TOLD_LINES = 3
+TOLD_LINES = 4
 TAIL_BYTES = 16_384
 
 
@@ -33,7 +33,8 @@ class Record:
     """What a run is, and how far.
 
     name: of its folder. fingerprint: of all that decides what it finds. worker: a mark of the process that has begun it last, `process` its id.
-    attempts: how often it was begun. notebook: the one that was begun last. began: Unix time. seconds: of all attempts that told their end.
+    attempts: how often it was begun. notebook: the one that was begun last. ended: those that came to their end without an error.
+    began: Unix time. seconds: of all attempts that told their end.
     error: one line, where it failed.
     """
 
@@ -47,6 +48,7 @@ class Record:
     process: int = 0
     attempts: int = 0
     notebook: str = ""
+    ended: tuple[str, ...] = ()
     began: float = 0.0
     seconds: float = 0.0
     error: str = ""
@@ -56,7 +58,7 @@ def read(folder: Path) -> Record | None:
     """The record of a run; None where there is none. Raises UserError for one that cannot be read."""
     try:
         told = json.loads((folder / RECORD).read_text())
-        return Record(**told)
+        return Record(**told | {"ended": tuple(told.get("ended", ()))})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -9,14 +9,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..run.signals import STATUS
 from . import states
-from .executing import Kernel, environment, execute, executed_well, what_failed
+from .executing import Kernel, environment, execute, what_failed
 from .states import ENDED, LOG, Record
 
 GRACE_SECONDS = 60  # for a training to write its checkpoint: a step may be long
@@ -52,8 +53,8 @@ class Work:
             record = states.read(self.folder)
             if not ours or record is None or record.state in ENDED:  # somebody else is at it, or was
                 return
-            self._keep_output()
-            with Ending(Kernel(), self.limit_seconds, self.grace_seconds) as ending:
+            self._set_environment()
+            with Ending(Kernel(), self.limit_seconds, self.grace_seconds) as ending, _output_to(self.folder / LOG):
                 self._run(record, ending)
         if ending.asked is None:
             return
@@ -73,24 +74,27 @@ class Work:
         begun = {"worker": self.worker, "process": os.getpid(), "attempts": record.attempts + 1, "began": began, "error": ""}
         record = replace(record, state="running", **begun)
         out, error = self.folder, ""
+        states.write(self.folder, record)
         try:
             for notebook, parameters in self.notebooks:
-                out = self.folder / notebook.name
-                record = states.write(self.folder, replace(record, notebook=notebook.stem))
                 if ending.reason:
                     break
-                if executed_well(out, parameters):
+                if notebook.stem in record.ended:
                     continue
+                out = self.folder / notebook.name
                 out.unlink(missing_ok=True)  # else a kernel that dies at its start would show the cells of the attempt before
+                record = states.write(self.folder, replace(record, notebook=notebook.stem))
                 self._tell("running", notebook=notebook.stem)
                 execute(notebook, out, parameters, kernel=ending.kernel)
+                record = states.write(self.folder, replace(record, ended=(*record.ended, notebook.stem)))
         except Exception:
             if not ending.reason:
                 traceback.print_exc()
                 sys.stderr.flush()
                 error = what_failed(out, self.folder / LOG)
-        state = "stopped" if ending.asked is not None else "failed" if ending.reason or error else "done"
-        if ending.reason:
+        whole = len(record.ended) == len(self.notebooks)  # a reason may have come too late
+        state = "done" if whole else "stopped" if ending.asked is not None else "failed"
+        if ending.reason and not whole:
             print(f"{record.notebook}: {ending.reason}", file=sys.stderr, flush=True)
         error = f"{record.notebook}: {ending.reason or error}" if state == "failed" else ""
         self._tell(state, **({"error": error} if error else {}))
@@ -104,18 +108,32 @@ class Work:
         kept = {name: value for name, value in run.status.items() if name not in ("state", "time", "error", "notebook")}
         run.set_state(state, **kept, **told)
 
-    def _keep_output(self) -> None:
-        """All that this process, its kernels and the libraries below Python print goes to the run's log."""
+    def _set_environment(self) -> None:
+        """Of this process, for the kernels that it will start."""
         os.environ.update(environment())
         if self.cores is not None:
             os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(self.cores)))
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+
+
+@contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """All that this process, its kernels and the libraries below Python print goes to the run's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(number) for number in (1, 2)]
+    with open(log, "ab") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    try:
+        yield
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        with open(self.folder / LOG, "ab") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+        for number, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
 
 
 class Ending:

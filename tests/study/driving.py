@@ -92,7 +92,7 @@ def driver(folder: Path, notebooks: Path, made: Grid, **options) -> subprocess.P
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_suffix(".json")
     file.write_text(made.model_dump_json())
-    command = [sys.executable, __file__, str(folder), str(notebooks), str(file), *(f"{name}={value}" for name, value in options.items())]
+    command = [sys.executable, __file__, str(folder), str(notebooks), str(file), *(f"{name}={json.dumps(value)}" for name, value in options.items())]
     with open(folder.with_suffix(".log"), "a") as log:  # no pipe, which what it has started would hold when it is killed
         return subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
 

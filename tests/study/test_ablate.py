@@ -18,7 +18,6 @@ from homelib import UserError, cli
 from homelib.study import states
 from homelib.study.ablate import Sweep
 from homelib.study.ablate_report import states_frame, states_table, told_by_lines
-from homelib.study.executing import executed_well
 from homelib.study.executors import Local, Slurm, fitting, visible_gpus
 from homelib.study.grids import load_grid
 from homelib.study.states import Record
@@ -184,8 +183,8 @@ def test_the_table_of_a_thousand_runs(tmp_path, monkeypatch):
     told = CliRunner().invoke(cli.app, ["ablate", "status", str(sweep.folder)])
     assert told.exit_code == 0
     text = " ".join(told.output.split())
-    assert "250 failed, 250 stale, 251 queued, 251 done" in text
-    assert told.output.count("no such thing") == 250
+    assert "251 failed, 250 stale, 250 queued, 251 done" in text
+    assert told.output.count("no such thing") == 251
     assert len(states_frame(sweep.rows())) == 1002
 
 
@@ -215,13 +214,13 @@ def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_on
 @pytest.mark.slow
 def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_last_words(shelf, grid_folder):
     made = driving.grid(arms={"crash": "crash", "die": "die", "hang": "hang", "one": "", "two": ""}, seeds=(0,), folds=("a-to-c",))
-    driving.finished(driving.driver(grid_folder, shelf[0].parent, made, at_once=3, limit_seconds=6))
+    driving.finished(driving.driver(grid_folder, shelf[0].parent, made, at_once=3, limit_seconds=20))
     sweep = Sweep.open(grid_folder)
     rows = {row.record.arm: row for row in sweep.rows()}
     assert {arm: row.record.state for arm, row in rows.items()} == {"crash": "failed", "die": "failed", "hang": "failed", "one": "done", "two": "done"}
     assert rows["crash"].record.error == "03_training: cell 2: ValueError: a crash on purpose"
     assert rows["die"].record.error.endswith("DeadKernelError: Kernel died")
-    assert rows["hang"].record.error == "03_training: wall-clock limit of 6 s; the kernel was ended"
+    assert rows["hang"].record.error == "03_training: wall-clock limit of 20 s; the kernel was ended"
     text = drawn(list(rows.values()))
     assert "3 failed, 2 done" in text
     for words in ("crash_seed0_a-to-c", "a crash on purpose", "hang_seed0_a-to-c", "this arm hangs"):
@@ -259,7 +258,7 @@ def test_ctrl_c_stops_the_runs_ends_their_kernels_and_leaves_what_can_be_gone_on
     driving.finished(driving.driver(grid_folder, shelf[0].parent, made))
     same(grid_folder, made)
     assert len(driving.counted(grid_folder, "step")) == 6, "a step was done twice"
-    assert executed_well(grid_folder / "one_seed0_a-to-c" / "03_training.ipynb", dict(Sweep.open(grid_folder).tasks[0].notebooks[0][1]))
+    assert {row.record.ended for row in Sweep.open(grid_folder).rows()} == {("03_training", "04_prediction_and_evaluation")}
 
 
 @pytest.mark.slow
