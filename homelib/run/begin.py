@@ -21,6 +21,8 @@ OnValidation = Callable[[int, nn.Module], dict[str, float]]
 def launched(config: TrainingConfig) -> Fabric:
     """Fabric with the devices of the settings, and its other processes where there are several."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # on a machine of a cluster, where one process needs no srun; several that are started without it are told so by their number
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     strategy: object = config.strategy
     if config.strategy == "fsdp":
         from lightning_fabric.strategies import FSDPStrategy

@@ -58,11 +58,12 @@ if not metrics.exists():
 SECONDS_A_STEP = 0.2
 
 
-def shelf(folder: Path) -> list[Path]:
-    """The two notebooks."""
+def shelf(folder: Path, *, together: bool = False) -> list[Path]:
+    """The two notebooks; or both in one, for half of the kernels."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    for name, source in (("03_training", TRAINING), ("04_prediction_and_evaluation", EVALUATION)):
+    sources = {"03_training": TRAINING, "04_prediction_and_evaluation": EVALUATION}
+    for name, source in {"03_both": TRAINING + EVALUATION}.items() if together else sources.items():
         cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(COUNT + source)]
         nbformat.write(new_notebook(metadata=metadata, cells=cells), folder / f"{name}.ipynb")
     return sorted(folder.glob("*.ipynb"))

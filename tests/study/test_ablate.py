@@ -192,9 +192,10 @@ def test_the_table_of_a_thousand_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_one_that_was_not(shelf, grid_folder):
+def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_one_that_was_not(grid_folder, tmp_path):
     """SIGKILL at random moments, to the driver alone and to all that it has started; kernels end with the processes that have started them."""
     rng, made, at_once = random.Random(0), driving.grid(), 3
+    shelf = driving.shelf(tmp_path / "shelf", together=True)
     for number in range(KILLS):
         least = len(driving.counted(grid_folder)) + rng.randint(1, 5)
         process = driving.driver(grid_folder, shelf[0].parent, made, at_once=at_once)
@@ -214,13 +215,13 @@ def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_on
 @pytest.mark.slow
 def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_last_words(shelf, grid_folder):
     made = driving.grid(arms={"crash": "crash", "die": "die", "hang": "hang", "one": "", "two": ""}, seeds=(0,), folds=("a-to-c",))
-    driving.finished(driving.driver(grid_folder, shelf[0].parent, made, at_once=3, limit_seconds=20))
+    driving.finished(driving.driver(grid_folder, shelf[0].parent, made, at_once=3, limit_seconds=12))
     sweep = Sweep.open(grid_folder)
     rows = {row.record.arm: row for row in sweep.rows()}
     assert {arm: row.record.state for arm, row in rows.items()} == {"crash": "failed", "die": "failed", "hang": "failed", "one": "done", "two": "done"}
     assert rows["crash"].record.error == "03_training: cell 2: ValueError: a crash on purpose"
     assert rows["die"].record.error.endswith("DeadKernelError: Kernel died")
-    assert rows["hang"].record.error == "03_training: wall-clock limit of 20 s; the kernel was ended"
+    assert rows["hang"].record.error == "03_training: wall-clock limit of 12 s; the kernel was ended"
     text = drawn(list(rows.values()))
     assert "3 failed, 2 done" in text
     for words in ("crash_seed0_a-to-c", "a crash on purpose", "hang_seed0_a-to-c", "this arm hangs"):

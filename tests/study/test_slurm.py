@@ -131,7 +131,7 @@ def job_of(folder: Path, run: str) -> str | None:
 
 def test_the_grid_on_slurm_with_one_job_queued_again_and_one_preempted_ends_with_the_same_table(cluster, tmp_path):
     folder, made = tmp_path / "made", driving.grid(seconds=0.7)
-    shelf = driving.shelf(tmp_path / "shelf")
+    shelf = driving.shelf(tmp_path / "shelf", together=True)
     process = driving.driver(folder, shelf[0].parent, made, slurm=True)
     interrupted = []
     try:
