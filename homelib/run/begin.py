@@ -21,8 +21,7 @@ OnValidation = Callable[[int, nn.Module], dict[str, float]]
 def launched(config: TrainingConfig) -> Fabric:
     """Fabric with the devices of the settings, and its other processes where there are several."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    # on a machine of a cluster, where one process needs no srun; several that are started without it are told so by their number
-    warnings.filterwarnings("ignore", message="The `srun` command is available")
+    without_srun()
     strategy: object = config.strategy
     if config.strategy == "fsdp":
         from lightning_fabric.strategies import FSDPStrategy
@@ -40,6 +39,11 @@ def launched(config: TrainingConfig) -> Fabric:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         fabric.launch()
     return fabric
+
+
+def without_srun() -> None:
+    """On a machine of a cluster Lightning warns of processes that are not started by srun, which one process alone needs not be."""
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 
 def check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:

@@ -13,6 +13,7 @@ from ..config import Settings
 from ..data.cache import Chunked
 from ..data.plan import GIB, Demand
 from ..data.prepare import PreparedCase
+from .begin import without_srun
 from .checkpoint import build_network
 from .guard import is_out_of_memory, out_of_memory
 from .mixture import source_of
@@ -65,6 +66,7 @@ def paper_seconds_a_patch() -> float:
 def estimate(settings: Settings, cases: Sequence[PreparedCase]) -> Estimate:
     """Measure a few steps and patches of a training on the device of the settings; nothing is written, and no other process started."""
     config = settings.training
+    without_srun()
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     with torch.random.fork_rng():
         network = fabric.setup_module(build_network(settings))

@@ -22,7 +22,8 @@ ORDER = ("failed", "running", "stale", "stopped", "queued", "done")
 
 def print_plan(runs: Sequence["Planned"], states: Mapping[str, Row], probes: Mapping[str, "Probe"], *, at_once: int, console: Console) -> None:
     """Runs with their fingerprints, and minutes from a probe; what is left, by as many at once as fit."""
-    table = Table(Column("run", overflow="fold"), "arm", "seed", "fold", "fingerprint", "state", Column("minutes", justify="right"))
+    named = [Column(name, overflow="fold") for name in ("run", "arm", "seed", "fold", "fingerprint")]
+    table = Table(*named, "state", Column("minutes", justify="right"))
     left = 0.0
     for run in runs:
         row, seconds = states.get(run.name), probes[run.arm].seconds if run.arm in probes else None
