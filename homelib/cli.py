@@ -13,6 +13,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from .cli_ablate import app as ablate_app
 from .cli_data import app as data_app
 from .cli_routing import routing
 from .errors import UserError
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Mamba-HoME for 3D medical image segmentation: train, predict, measure, and see where every expert looks.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(ablate_app, name="ablate")
 console = Console(soft_wrap=True)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a write that finds none does not say which file it was for
 
@@ -260,26 +262,54 @@ def export(
 
 
 @app.command()
-def tables(folders: Annotated[list[Path], typer.Argument(help="run folders with a metrics.csv")]) -> None:
-    """Result tables of runs, from their metrics.csv."""
+def tables(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="FOLDER...", help="run folders with a metrics.csv, or folders of grids")] = None,
+    paper: Annotated[str | None, typer.Option(help="a table of the paper, T5: by itself, or beside a grid's")] = None,
+    grid: Annotated[str | None, typer.Option(help="the grid's name or file, where its folder does not tell")] = None,
+    metric: Annotated[list[str], typer.Option(help="of a grid; may be repeated")] = ["dice", "hd95"],  # noqa: B006
+    costs: Annotated[bool, typer.Option("--costs", help="of a grid: parameters and FLOPs of every arm, and what its runs took")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="with booktabs")] = False,
+    csv: Annotated[bool, typer.Option("--csv")] = False,
+) -> None:
+    """Result tables of runs and of grids, and the paper's.
+
+    Example: home tables runs/ablations/laptop-tables --paper T5 --latex
+    """
     from .run.folder import Run
+    from .study.ablation_tables import paper_table
     from .study.demo_report import print_dice
+    from .study.tables_report import grid_table, is_grid, run_tables
 
-    for folder in folders:
-        print_dice(Run.open(folder), console)
+    forms = [form for form, asked in (("markdown", markdown), ("latex", latex), ("csv", csv)) if asked]
+    if len(forms) > 1:
+        raise UserError(f"found {' and '.join('--' + form for form in forms)}, expected one of them.")
+    if not folders and paper is None:
+        raise UserError("FOLDER: found none, expected run folders or folders of grids; or --paper with a table of the paper.")
+    form = forms[0] if forms else "markdown"
+    if not folders:
+        print(paper_table(paper).as_text(form))
+    for folder in folders or []:
+        if is_grid(folder):
+            print(grid_table(folder, metrics=metric, paper=paper, grid=grid, costs=costs).as_text(form))
+        elif forms:
+            for table in run_tables(folder):
+                print(table.as_text(form))
+        else:
+            print_dice(Run.open(folder), console)
 
 
-def parse_changes(changes: list[str]) -> dict[str, object]:
+def parse_changes(changes: list[str], *, option: str = "--set") -> dict[str, object]:
     """`name=value` texts to settings by dotted name; values are read as YAML (numbers, lists, true, null)."""
     parsed = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals:
-            raise UserError(f"--set: found {change!r}, expected name=value, training.steps=100 say.")
+            raise UserError(f"{option}: found {change!r}, expected name=value, training.steps=100 say.")
         try:
             parsed[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(f"--set: found {change!r}, whose value cannot be read; expected a number, text, true, null or [1, 2].") from None
+            raise UserError(f"{option}: found {change!r}, whose value cannot be read; expected a number, text, true, null or [1, 2].") from None
     return parsed
 
 

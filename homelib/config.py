@@ -10,32 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from .errors import UserError
+from .frozen import Frozen, field_names, unknown_field
 
 IGNORE = 255  # a voxel with this label takes no part in the loss
 
 Stages = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]  # one value an encoder stage
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # mm
 Patch = tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels
+OURS = ("MambaHoME", "SegMamba")  # that the switches below are of
+Network = Literal["MambaHoME", "SegMamba", "UNet", "SwinUNETR", "SwinUNETR-V1", "UNETR", "SegResNet", "DynUNet", "ResEncUNet", "MedNeXt", "VNet"]
 
 
-class _OneLineErrors(type(BaseModel)):
-    """Wraps the outermost call alone: an error in a nested model keeps its full dotted name (`training.steps`), which an `__init__` would cut."""
-
-    def __call__(cls, **fields: Any):
-        try:
-            return super().__call__(**fields)
-        except ValidationError as error:
-            raise UserError(describe(error, cls)) from None
-
-
-class _Frozen(BaseModel, metaclass=_OneLineErrors):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelConfig(_Frozen):
+class ModelConfig(Frozen):
     """The network. Defaults are the paper's (170,127,611 parameters with 3 classes): its Tables 5 to 7, and, for what the paper
     does not print (depths, channels, hidden_channels, expert_mult, expert_glu, Mamba's sizes), the released code."""
 
@@ -56,8 +45,52 @@ class ModelConfig(_Frozen):
     expand: PositiveInt = 2
     scan_backend: str = "auto"
 
+    # Switches of the ablations. The default is the released code; the other values are the paper's text, another paper's, or a control without the part.
+    mixer: Literal["mamba", "none"] = Field("mamba", description="none: a control without Mamba")
+    scan_direction: Literal["forward", "backward", "both", "three"] = Field(
+        "forward", description="of the tokens; both as in Vision Mamba, three as in SegMamba's paper: forward, backward and from slice to slice"
+    )
+    home: Literal["released", "equations", "local", "mlp"] = Field(
+        "released", description="equations: the paper's Eq. 3 to 13; local: without level 2; mlp: one plain MLP of equal parameters in its place"
+    )
+    dispatch: Literal["slots", "tokens"] = Field(
+        "slots",
+        description="over what level 1's dispatch sums to one: the slots of a token (Eq. 5), or the tokens of a slot (Soft MoE, Puigcerver et al. 2024)",
+    )
+    group_order: Literal["raster", "blocks", "hilbert"] = Field(
+        "raster", description="a group is K tokens in raster order, a 3D block, or K along a Hilbert curve"
+    )
+    gsc: Literal["sum", "product", "segmamba", "none"] = Field(
+        "sum", description="branches added; multiplied; as SegMamba's paper writes it, multiplied and fused by 3x3x3; or no gated spatial convolution"
+    )
+    norm: Literal["dyt", "layernorm"] = Field("dyt", description="before Mamba and HoME, paper Table 8")
+    width: PositiveInt | None = Field(None, description="narrowest channels of a network of others; None: as published")
 
-class DataConfig(_Frozen):
+    @model_validator(mode="after")
+    def _switches_fit(self) -> Self:
+        if self.mixer == "none" and self.scan_direction != "forward":
+            raise ValueError(f"scan_direction: found {self.scan_direction!r} with mixer 'none', which scans nothing; leave one of them off")
+        if self.home != "released" and self.mask_padding:
+            raise ValueError(f"mask_padding: found true with home {self.home!r}, which has no level 2 to fill; leave one of them off")
+        if self.home == "mlp":
+            for name in ("dispatch", "group_order"):
+                if name in self.changed_switches:
+                    raise ValueError(f"{name}: found {getattr(self, name)!r} with home 'mlp', which has no groups; leave one of them off")
+        if self.home == "equations" and self.dispatch != "slots":
+            raise ValueError(f"dispatch: found {self.dispatch!r} with home 'equations', whose Eq. 5 is over slots; leave one of them off")
+        return self
+
+    @property
+    def changed_switches(self) -> tuple[str, ...]:
+        """Names of the switches that are not as in the released code."""
+        return tuple(name for name in (*SWITCHES, *HOME_SWITCHES) if getattr(self, name) != type(self).model_fields[name].default)
+
+
+SWITCHES = ("mixer", "scan_direction", "gsc", "norm")  # of MambaHoME and SegMamba
+HOME_SWITCHES = ("home", "dispatch", "group_order", "mask_padding")  # of MambaHoME alone
+
+
+class DataConfig(Frozen):
     """From files to patches."""
 
     manifest: str = Field("demo_ct", description="name of a data_manifests/*.yaml, or a path")
@@ -71,7 +104,7 @@ class DataConfig(_Frozen):
     sampling: Literal["cases", "classes"] = Field("cases", description="draw a case, then one of its classes; or a class, then a case that has it")
 
 
-class AugmentConfig(_Frozen):
+class AugmentConfig(Frozen):
     """Random changes of a training patch. Zero switches one off. A recipe other than "own" fixes all of them (`homelib.data.recipes`)."""
 
     recipe: Literal["own", "paper", "released"] = Field("own", description="the ranges below; the paper's set; or the released code's")
@@ -89,7 +122,7 @@ class AugmentConfig(_Frozen):
     smoothing_voxels: float = Field(0.0, ge=0, description="largest Gaussian sigma")
 
 
-class TrainingConfig(_Frozen):
+class TrainingConfig(Frozen):
     """The loop."""
 
     steps: PositiveInt = 1000
@@ -127,7 +160,7 @@ class TrainingConfig(_Frozen):
         return self.batch_size * self.accumulate * self.devices * self.num_nodes
 
 
-class PredictionConfig(_Frozen):
+class PredictionConfig(Frozen):
     """Sliding window."""
 
     overlap: float = Field(0.5, ge=0, lt=1)  # paper App. B
@@ -137,11 +170,11 @@ class PredictionConfig(_Frozen):
     one_piece: tuple[str, ...] = Field((), description="classes of which only the largest connected piece is kept")
 
 
-class Settings(_Frozen):
+class Settings(Frozen):
     """All of it: what a run folder keeps as `settings.json`, and a checkpoint carries."""
 
     profile: str = "paper"
-    network: Literal["MambaHoME", "SegMamba", "UNet"] = "MambaHoME"
+    network: Network = Field("MambaHoME", description="SegMamba is the same without HoME; the others stand in homelib.network.zoo")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
@@ -157,6 +190,15 @@ class Settings(_Frozen):
         ):
             if both := sorted(set(parts[one]) & set(parts[other])):
                 raise ValueError(f"data.{one}_cases and data.{other}_cases share {', '.join(both)}; {why}")
+        allowed = {"MambaHoME": (*SWITCHES, *HOME_SWITCHES), "SegMamba": SWITCHES}.get(self.network, ())
+        if without := [name for name in self.model.changed_switches if name not in allowed]:
+            raise ValueError(f"model.{without[0]}: found {getattr(self.model, without[0])!r}, which network {self.network} does not have; leave it off")
+        if self.model.width and self.network in (*OURS, "UNet"):
+            raise ValueError(f"model.width: found {self.model.width}, expected none for {self.network}, whose width follows from model.channels")
+        if self.network not in (*OURS, "UNet"):
+            for name, off in (("frozen_steps", 0), ("layer_rate", 1)):
+                if (found := getattr(self.training, name)) != off:
+                    raise ValueError(f"training.{name}: found {found}, expected {off} for network {self.network}, whose encoder is not told apart")
         if self.training.strategy == "fsdp" and (self.training.ema is not None or self.training.deep_supervision):
             raise ValueError("training.strategy: fsdp goes with neither training.ema nor training.deep_supervision; choose ddp, or leave them off")
         if self.data.also and self.training.class_balance:
@@ -286,35 +328,6 @@ def smoke() -> Settings:
     )
 
 
-def describe(error: ValidationError, tree: type[BaseModel]) -> str:
-    """A pydantic error as one line: each field by dotted name, what was found, what is expected, and the nearest field for an unknown one."""
-    faults = []
-    for fault in error.errors():
-        name, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            faults.append(unknown_field(name, tree))
-        else:  # a rule over the whole tree names its fields itself
-            faults.append(f"{name}: found {shortened(fault['input'])}; {message}" if name else message)
-    return "; ".join(faults) + "."
-
-
-def unknown_field(name: str, tree: type[BaseModel]) -> str:
-    """What to say of a field that does not exist, with the nearest that does."""
-    names = field_names(tree)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [full for full in names if full.rsplit(".")[-1] == name.rsplit(".")[-1]]
-    return f"{name}: no such field" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(names)}")
-
-
-def field_names(tree: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all leaves of a settings tree."""
-    names = []
-    for name, field in tree.model_fields.items():
-        inner = field.annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        names += field_names(inner, f"{prefix}{name}.") if nested else [prefix + name]
-    return names
-
-
 def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with fields replaced by dotted name.
 
@@ -334,12 +347,6 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
             branch = branch[group]
         branch[leaf] = value
     return Settings(**tree)
-
-
-def shortened(value: Any) -> str:
-    """A value for a line of text, 80 characters at most."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 PRESETS = {"smoke": smoke, "laptop": laptop, "paper": paper, "released": released}

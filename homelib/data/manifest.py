@@ -7,7 +7,6 @@ the network sees: 0 background, then the classes in the order of the manifest.
 import difflib
 import re
 import reprlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from ..errors import UserError
 from ..paths import shipped
+from ..yaml_file import read_mapping, short
 from .manifest_parts import (
     LARGEST_RAW_LABEL,
     Access,
@@ -51,10 +51,6 @@ __all__ = [
     "list_manifests",
     "load_manifest",
 ]
-
-_LARGEST_MANIFEST_BYTES = 2_000_000
-_LONGEST_NUMBER = 40  # characters
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 @dataclass(frozen=True)
@@ -272,7 +268,7 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
         path = shipped("data_manifests") / f"{text}.yaml"
     else:
         path = Path(name_or_path).expanduser().absolute()
-    tree = _read_yaml(path)
+    tree = read_mapping(path, what="data manifest", known=list_manifests(), fields=tuple(Manifest.model_fields))
     try:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
@@ -284,48 +280,6 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     return manifest
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader without aliases (they can blow a small file up to gigabytes), tags (whose readers raise anything), endless numbers, and repeated keys."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*name); write the value out")
-        if tag := getattr(self.peek_event(), "tag", None):
-            raise yaml.YAMLError(f"a tag ({tag}); write the value alone")
-        return super().compose_node(parent, index)
-
-    def construct_object(self, node, deep=False):
-        if node.tag in _NUMBERS and (len(node.value) > _LONGEST_NUMBER or ":" in node.value):
-            raise yaml.YAMLError(f"{_short(node.value, 40)!r}, a number of many digits or of base 60; put a text into quotes")
-        return super().construct_object(node, deep)
-
-    def construct_mapping(self, node, deep=False):
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = next((key for key, times in keys.items() if times > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"the key {twice!r} twice; keep one")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a data manifest (.yaml). Shipped ones: {', '.join(list_manifests())}.")
-    try:
-        if path.stat().st_size > _LARGEST_MANIFEST_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size} bytes, expected a manifest below {_LARGEST_MANIFEST_BYTES}; is this a data file?")
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        found = getattr(error, "problem", None) or ("nested too deeply" if isinstance(error, RecursionError) else str(error))
-        raise UserError(f"{path}{where}: found {_short(found)}, expected plain YAML (names, numbers, lists); correct it.") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: found {type(tree).__name__}, expected a mapping with the fields {', '.join(Manifest.model_fields)}.")
-    return tree
-
-
 _FIELDS = sorted({name for model in (Manifest, Archive, CaseEntry, Layout, Package, PackageFile, Phantom, SplitRule) for name in model.model_fields})
 
 
@@ -335,19 +289,14 @@ def _one_line(path: Path, error: ValidationError) -> str:
     fault = faults[0]
     parts = [part for index, part in enumerate(fault["loc"]) if index < 1 or fault["loc"][index - 1] not in ("image", "label")]  # less the union's tag
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
-    found, more = _short(reprlib.repr(fault["input"])), f" ({len(faults) - 1} more after this one)" if len(faults) > 1 else ""
+    found, more = short(reprlib.repr(fault["input"])), f" ({len(faults) - 1} more after this one)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(parts[-1]), _FIELDS, n=3, cutoff=0.5) if parts[-1] not in _FIELDS else []
         return f"{path}: {field}: unknown field here; {'nearest: ' + ', '.join(near) if near else 'remove it'}.{more}"
     if fault["type"] == "missing":
         return f"{path}: {field}: missing; add it.{more}"
     if fault["type"] == "value_error":
-        wanted = _short(fault["msg"].removeprefix("Value error, "), 300)
+        wanted = short(fault["msg"].removeprefix("Value error, "), 300)
         return f"{path}: {f'{field}: found {found}, ' if field else ''}expected {wanted}; correct it.{more}"
-    wanted = _short(fault["msg"]).removeprefix("Input should ").removeprefix("be ")
+    wanted = short(fault["msg"]).removeprefix("Input should ").removeprefix("be ")
     return f"{path}: {field}: found {found}, expected: {wanted}; correct it.{more}"
-
-
-def _short(text: object, limit: int = 160) -> str:
-    line = " ".join(str(text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
-from ..config import describe
 from ..errors import UserError
+from ..frozen import describe
 from ..paths import cache_dir
 from . import reading
 from .cache import DAMAGED, CaseFile, Chunked, Places, in_bytes, write_case

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from .order import Grid, gathered, groups_of, scattered
+
 
 class HoME(nn.Module):
     """Two-level hierarchical soft mixture of experts, (B, L, d) -> (B, L, d) (paper section 2.2; the released form, exactly).
@@ -29,11 +31,13 @@ class HoME(nn.Module):
         group_size: K, consecutive tokens that share slots.
         experts_local: E of level 1.
         slots_per_expert: S of level 1.
-        experts_global: E of level 2.
+        experts_global: E of level 2; None leaves level 2 out.
         expert_mult: width of an expert's hidden layer over d (two thirds of it with GEGLU).
         expert_glu: GEGLU experts, else plain GELU.
         mask_padding: leave the zeros that fill level 2 up to a multiple of its experts out of means and softmaxes. The released code
             counts them, which is the default. In the paper's configuration there are none.
+        dispatch: "slots", or "tokens": what fills the slots then sums to one over the tokens of a group, as in Soft MoE (Puigcerver et al. 2024).
+        group_order: "raster", or "blocks" or "hilbert" (`order.groups_of`), which need the grid of the tokens.
 
     >>> HoME(24, group_size=32, experts_local=3, slots_per_expert=2, experts_global=6)(torch.zeros(2, 150, 24)).shape
     torch.Size([2, 150, 24])
@@ -46,34 +50,43 @@ class HoME(nn.Module):
         group_size: int,
         experts_local: int,
         slots_per_expert: int,
-        experts_global: int,
+        experts_global: int | None,
         expert_mult: int = 2,
         expert_glu: bool = True,
         mask_padding: bool = False,
+        dispatch: str = "slots",
+        group_order: str = "raster",
     ):
         super().__init__()
-        self.group_size = group_size
-        self.local_router = LocalRouter(channels, experts_local, slots_per_expert)
+        self.group_size, self.group_order = group_size, group_order
+        self.local_router = LocalRouter(channels, experts_local, slots_per_expert, over_tokens=dispatch == "tokens")
         self.local_experts = Experts(experts_local, channels, mult=expert_mult, glu=expert_glu)
         self.expert_gate = nn.Parameter(torch.ones(experts_local))
         self.group_gate = nn.Linear(channels, 1)
+        self.levels = 1 if experts_global is None else 2
+        if experts_global is None:
+            return
         self.global_norm = RMSNorm(channels)
         self.global_router = GlobalRouter(channels, experts_global, mask_padding=mask_padding)
         self.global_experts = Experts(experts_global, channels, mult=expert_mult, glu=expert_glu)
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.shape[1]
-        x, mean, padded = self._group(x)  # (B, G, K, d), (B, G, d), (G, K)
-        A = self.local_router(x, mean, padded)  # (B, G, K, E, S)
-        slots = torch.einsum("bgkes,bgkd->bgesd", A, x)
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """x (B, N, d); grid (D, H, W) of its tokens, which only orders other than raster need."""
+        tokens, order = x.shape[1], None if self.group_order == "raster" else groups_of(self.group_order, grid, self.group_size, str(x.device))
+        x, mean, padded = self._group(x, order)  # (B, G, K, d), (B, G, d), (G, K)
+        A, dispatch = self._assign(x, mean, padded)  # (B, G, K, E, S)
+        slots = torch.einsum("bgkes,bgkd->bgesd", dispatch, x)
         y = self._local(slots, mean)
         y = self._global(rearrange(y, "b g e s d -> b (g e s) d"))
         y = rearrange(y, "b (g m) d -> b g m d", g=x.shape[1])
         y = torch.einsum("bgkm,bgmd->bgkd", A.flatten(-2), y)
-        return rearrange(y, "b g k d -> b (g k) d")[:, :tokens]
+        return self._ungroup(y, tokens, order)
 
-    def _group(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _group(self, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Groups of consecutive tokens, filled with zeros; their means (zeros counted, as released); which tokens are fill."""
+        if order is not None:
+            x, padded = gathered(x, order)
+            return x, x.mean(2), padded
         lacking = -x.shape[1] % self.group_size
         padded = None
         if lacking:
@@ -82,6 +95,15 @@ class HoME(nn.Module):
             x = F.pad(x, (0, 0, 0, lacking))
         x = rearrange(x, "b (g k) d -> b g k d", k=self.group_size)
         return x, x.mean(2), padded
+
+    def _ungroup(self, y: Tensor, tokens: int, order: Tensor | None) -> Tensor:
+        """Back to the sequence, without fill."""
+        return rearrange(y, "b g k d -> b (g k) d")[:, :tokens] if order is None else scattered(y, order, tokens)
+
+    def _assign(self, x: Tensor, mean: Tensor, padded: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Router 1: what a token reads back from each slot, and what it gives to it: the same, as released, unless dispatch is over tokens."""
+        A = self.local_router(x, mean, padded)
+        return A if isinstance(A, tuple) else (A, A)
 
     def _local(self, slots: Tensor, mean: Tensor) -> Tensor:
         """Level 1: every expert on its own slots (B, G, E, S, d), times the expert's gate and the group's gate."""
@@ -97,6 +119,8 @@ class HoME(nn.Module):
 
     def _global(self, z: Tensor) -> Tensor:
         """Level 2: a soft mixture of experts over the slots of all groups, (B, n, d) -> (B, n, d)."""
+        if self.levels == 1:
+            return z
         n = z.shape[1]
         z = self.global_norm(z)
         z = F.pad(z, (0, 0, 0, -n % self.global_router.experts))
@@ -108,23 +132,27 @@ class HoME(nn.Module):
 
 
 class LocalRouter(nn.Module):
-    """Router 1: which slots of its group a token fills, A (B, G, K, E, S); the slots of a token sum to one (Eq. 3-5)."""
+    """Router 1: which slots of its group a token fills, A (B, G, K, E, S); the slots of a token sum to one (Eq. 3-5).
 
-    def __init__(self, channels: int, experts: int, slots: int):
+    With `over_tokens` it is A and, of the same logits, what sums to one over the K tokens of a slot: (A, dispatch), as in Soft MoE.
+    """
+
+    def __init__(self, channels: int, experts: int, slots: int, *, over_tokens: bool = False):
         super().__init__()
-        self.experts, self.slots = experts, slots
+        self.experts, self.slots, self.over_tokens = experts, slots, over_tokens
         self.token_norm = RMSNorm(channels)
         self.slot_embed = nn.Linear(channels, experts * slots * channels, bias=False)
         self.slot_norm = RMSNorm(channels)
 
-    def forward(self, x: Tensor, mean: Tensor, padded: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mean: Tensor, padded: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         slot_embed = self.slot_norm(rearrange(self.slot_embed(mean), "b g (m d) -> b g m d", d=x.shape[-1]))
         # <token_norm(x), slot_embed> with the norm's factors taken out of the sum: normalised tokens never exist, which is most of the time and memory
         logits = torch.einsum("bgkd,bgmd->bgkm", x, (slot_embed * self.token_norm.gamma).to(x.dtype)) * self.token_norm.scale(x)
         if padded is not None:  # the same lowest value in all slots: a fill token spreads evenly, and being zero it adds nothing
             logits = logits.masked_fill(padded[..., None], torch.finfo(logits.dtype).min)
-        A = at_least_float32(logits).softmax(-1).to(x.dtype)
-        return rearrange(A, "b g k (e s) -> b g k e s", e=self.experts)
+        axes = (-1, -2) if self.over_tokens else (-1,)
+        over = [rearrange(at_least_float32(logits).softmax(axis).to(x.dtype), "b g k (e s) -> b g k e s", e=self.experts) for axis in axes]
+        return tuple(over) if self.over_tokens else over[0]
 
 
 class GlobalRouter(nn.Module):

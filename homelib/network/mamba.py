@@ -4,6 +4,7 @@ B batch, L tokens, d channels of the tokens, D = expand * d inner channels, N st
 are those of `mamba_ssm.Mamba`, whose weights load as they are.
 """
 
+import functools
 import math
 
 import torch
@@ -12,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .causal_conv import causal_conv
+from .order import SCANS, Grid, turned, turned_back
 from .scan import selective_scan
 from .scan.backends import known
 
@@ -25,15 +27,18 @@ class MambaMixer(nn.Module):
         conv_width: tokens that the causal convolution sees.
         expand: inner channels an outer one.
         backend: of `homelib.selective_scan`; it never changes weights.
+        direction: "forward" (as released), "backward", "both" (as in Vision Mamba), or "three" (as in SegMamba's paper: forward, backward and from
+            slice to slice, which needs the grid of the tokens). Directions share the projections in and out; each has a convolution and a scan of
+            its own, and their outputs are added.
 
     >>> MambaMixer(24)(torch.zeros(2, 100, 24)).shape
     torch.Size([2, 100, 24])
     """
 
-    def __init__(self, channels: int, *, state_dim: int = 16, conv_width: int = 4, expand: int = 2, backend: str = "auto"):
+    def __init__(self, channels: int, *, state_dim: int = 16, conv_width: int = 4, expand: int = 2, backend: str = "auto", direction: str = "forward"):
         super().__init__()
         inner, rank = expand * channels, math.ceil(channels / 16)
-        self.backend, self.splits = known(backend), (rank, state_dim, state_dim)
+        self.backend, self.splits, self.directions = known(backend), (rank, state_dim, state_dim), SCANS[direction]
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, padding=conv_width - 1)
         self.x_proj = nn.Linear(inner, rank + 2 * state_dim, bias=False)
@@ -41,22 +46,46 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, state_dim + 1)).repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, channels, bias=False)
-        self._init_step_size()
+        init_step_size(self.dt_proj)
+        self.others = nn.ModuleList(Direction(inner, rank=rank, state_dim=state_dim, conv_width=conv_width) for _ in self.directions[1:])
 
-    def _init_step_size(self, smallest: float = 1e-3, largest: float = 0.1) -> None:
-        """Step sizes at the start log-uniform in [1e-3, 0.1], so that the states remember from ten to a thousand tokens (Gu and Dao 2023, 3.6)."""
-        rank, inner = self.dt_proj.in_features, self.dt_proj.out_features
-        step = torch.exp(torch.empty(inner).uniform_(math.log(smallest), math.log(largest)))
-        with torch.no_grad():
-            self.dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
-            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        """x (B, L, d); grid (D, H, W) of its tokens, which only a scan from slice to slice needs."""
         u, z = rearrange(self.in_proj(x), "b l (two d) -> two b d l", two=2)
-        u = causal_conv(u, self.conv1d.weight, self.conv1d.bias)
-        dt, B, C = self.x_proj(rearrange(u, "b d l -> b l d")).split(self.splits, dim=-1)
-        delta = rearrange(F.linear(dt, self.dt_proj.weight), "b l d -> b d l")
+        scans = []
+        for direction, weights in zip(self.directions, (self, *self.others), strict=True):
+            y = self._scan(weights, turned(u, direction, grid), turned(z, direction, grid))
+            scans.append(turned_back(y, direction, grid))
+        return self.out_proj(rearrange(functools.reduce(torch.add, scans), "b d l -> b l d"))
+
+    def _scan(self, weights: nn.Module, u: Tensor, z: Tensor) -> Tensor:
+        """Convolution and selective scan of u (B, D, L), gated by z, with the weights of one direction."""
+        u = causal_conv(u, weights.conv1d.weight, weights.conv1d.bias)
+        dt, B, C = weights.x_proj(rearrange(u, "b d l -> b l d")).split(self.splits, dim=-1)
+        delta = rearrange(F.linear(dt, weights.dt_proj.weight), "b l d -> b d l")
         B, C = (rearrange(t, "b l n -> b n l") for t in (B, C))
-        A = -torch.exp(self.A_log.float())
-        y = selective_scan(u, delta, A, B, C, self.D.float(), z=z, delta_bias=self.dt_proj.bias.float(), delta_softplus=True, backend=self.backend)
-        return self.out_proj(rearrange(y, "b d l -> b l d"))
+        A = -torch.exp(weights.A_log.float())
+        bias = weights.dt_proj.bias.float()
+        return selective_scan(u, delta, A, B, C, weights.D.float(), z=z, delta_bias=bias, delta_softplus=True, backend=self.backend)
+
+
+class Direction(nn.Module):
+    """The weights of a further direction of the scan, named as those of the first."""
+
+    def __init__(self, inner: int, *, rank: int, state_dim: int, conv_width: int):
+        super().__init__()
+        self.conv1d = nn.Conv1d(inner, inner, conv_width, groups=inner, padding=conv_width - 1)
+        self.x_proj = nn.Linear(inner, rank + 2 * state_dim, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, state_dim + 1)).repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        init_step_size(self.dt_proj)
+
+
+def init_step_size(projection: nn.Linear, smallest: float = 1e-3, largest: float = 0.1) -> None:
+    """Step sizes at the start log-uniform in [1e-3, 0.1], so that the states remember from ten to a thousand tokens (Gu and Dao 2023, 3.6)."""
+    rank, inner = projection.in_features, projection.out_features
+    step = torch.exp(torch.empty(inner).uniform_(math.log(smallest), math.log(largest)))
+    with torch.no_grad():
+        projection.weight.uniform_(-(rank**-0.5), rank**-0.5)
+        projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus

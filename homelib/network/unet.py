@@ -3,6 +3,8 @@
     stage i:  downsample, GatedSpatialConv once, then `depth` times  t = t + Mamba(DyT(t)),  t = t + HoME(DyT(t))   (Eq. 15)
     decoder:  MONAI's UNETR blocks over the four stages' outputs and the full-resolution input
 
+This is the released form. The switches of `ModelConfig` put other things in the place of its parts (`parts`); their defaults leave it as it is.
+
 B batch, C channels, D H W the volume's axes, N tokens of a stage in raster order (last axis fastest).
 """
 
@@ -17,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from ..errors import UserError
-from .home import HoME
 from .layers import InstanceNorm, PointwiseConv, keep_channels_last
-from .mamba import MambaMixer
+from .order import Grid
+from .parts import home_of, mixer_of
 
 STRIDE = 16  # of the deepest stage, over the input
 
@@ -38,16 +40,22 @@ class DynamicTanh(nn.Module):
 
 
 class GatedSpatialConv(nn.Module):
-    """GSC, (B, C, D, H, W) -> same (paper Eq. 15; not defined there). The released form adds the two branches; SegMamba's paper multiplies them."""
+    """GSC, (B, C, D, H, W) -> same (paper Eq. 15; not defined there). The released form adds the two branches; SegMamba's paper multiplies them.
 
-    def __init__(self, channels: int):
+    `form`: "sum", as released; "product", the same branches multiplied; "segmamba", z + C3(C3(z) C1(z)) as SegMamba's paper writes it, of one
+    convolution less. Each convolution is followed by its norm and ReLU, as released.
+    """
+
+    def __init__(self, channels: int, form: str = "sum"):
         super().__init__()
-        self.wide = nn.Sequential(conv_norm_relu(channels, 3), conv_norm_relu(channels, 3))
+        self.multiplied = form != "sum"
+        self.wide = nn.Sequential(*(conv_norm_relu(channels, 3) for _ in range(1 if form == "segmamba" else 2)))
         self.narrow = conv_norm_relu(channels, 1)
-        self.fuse = conv_norm_relu(channels, 1)
+        self.fuse = conv_norm_relu(channels, 3 if form == "segmamba" else 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.fuse(self.wide(x) + self.narrow(x))
+        wide, narrow = self.wide(x), self.narrow(x)
+        return x + self.fuse(wide * narrow if self.multiplied else wide + narrow)
 
 
 def conv_norm_relu(channels: int, width: int) -> nn.Sequential:
@@ -55,38 +63,43 @@ def conv_norm_relu(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(convolution, InstanceNorm(channels), nn.ReLU())
 
 
+NORMS = {"dyt": DynamicTanh, "layernorm": nn.LayerNorm}
+
+
 class Block(nn.Module):
     """One layer of a stage over its tokens, (B, N, C) -> (B, N, C) (paper Eq. 15). Without `home` it is SegMamba's."""
 
-    def __init__(self, channels: int, mamba: MambaMixer, home: HoME | None):
+    def __init__(self, channels: int, mamba: nn.Module | None, home: nn.Module | None, norm: str = "dyt"):
         super().__init__()
-        self.mamba_norm, self.mamba = DynamicTanh(channels), mamba
-        self.home_norm, self.home = (DynamicTanh(channels), home) if home is not None else (None, None)
+        self.mamba_norm, self.mamba = (NORMS[norm](channels), mamba) if mamba is not None else (None, None)
+        self.home_norm, self.home = (NORMS[norm](channels), home) if home is not None else (None, None)
 
-    def forward(self, t: Tensor) -> Tensor:
-        t = t + self.mamba(self.mamba_norm(t))
+    def forward(self, t: Tensor, grid: Grid) -> Tensor:
+        """t (B, N, C), the tokens of a volume of shape `grid` in raster order."""
+        if self.mamba is not None:
+            t = t + self.mamba(self.mamba_norm(t), grid)
         if self.home is not None:
-            t = t + self.home(self.home_norm(t))
+            t = t + self.home(self.home_norm(t), grid)
         return t
 
 
 class Stage(nn.Module):
     """Downsample, gate, then blocks over the tokens: (B, C_before, 2D, 2H, 2W) -> (B, C, D, H, W)."""
 
-    def __init__(self, downsample: nn.Module, channels: int, blocks: list[Block]):
+    def __init__(self, downsample: nn.Module, channels: int, blocks: list[Block], gsc: str = "sum"):
         super().__init__()
         self.downsample = downsample
-        self.gsc = GatedSpatialConv(channels)
+        self.gsc = nn.Identity() if gsc == "none" else GatedSpatialConv(channels, gsc)
         self.blocks = nn.ModuleList(blocks)
         self.skip_norm = InstanceNorm(channels)
         self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gsc(self.downsample(x))
-        D, H, W = x.shape[2:]
+        D, H, W = grid = tuple(x.shape[2:])
         t = rearrange(x, "b c d h w -> b (d h w) c")
         for block in self.blocks:
-            t = checkpoint(block, t, use_reentrant=False) if self.checkpointing and self.training else block(t)
+            t = checkpoint(block, t, grid, use_reentrant=False) if self.checkpointing and self.training else block(t, grid)
         return rearrange(t, "b (d h w) c -> b c d h w", d=D, h=H, w=W)
 
 
@@ -96,7 +109,7 @@ class _UShapedNetwork(nn.Module):
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
         self.config = config = config or ModelConfig()
-        self.stages = nn.ModuleList(Stage(downsample(config, i), config.channels[i], self._blocks(i)) for i in range(4))
+        self.stages = nn.ModuleList(Stage(downsample(config, i), config.channels[i], self._blocks(i), config.gsc) for i in range(4))
         c, h = config.channels, config.hidden_channels
         self.lift = nn.ModuleList(_basic(a, b) for a, b in zip((config.in_channels, *c), (*c, h), strict=True))
         self.up = nn.ModuleList(_up(a, b) for a, b in ((h, c[3]), (c[3], c[2]), (c[2], c[1]), (c[1], c[0])))
@@ -104,25 +117,11 @@ class _UShapedNetwork(nn.Module):
         self.head = PointwiseConv(c[0], config.out_channels, 1)
 
     def _blocks(self, i: int) -> list[Block]:
-        config = self.config
-        blocks = []
+        config, blocks = self.config, []
         for _ in range(config.depths[i]):
-            mixer = MambaMixer(config.channels[i], state_dim=config.state_dim, conv_width=config.conv_width, expand=config.expand, backend=config.scan_backend)
-            home = (
-                HoME(
-                    config.channels[i],
-                    group_size=config.group_size[i],
-                    experts_local=config.experts_local[i],
-                    slots_per_expert=config.slots_per_expert,
-                    experts_global=config.experts_global[i],
-                    expert_mult=config.expert_mult,
-                    expert_glu=config.expert_glu,
-                    mask_padding=config.mask_padding,
-                )
-                if self.with_home
-                else None
-            )
-            blocks.append(Block(config.channels[i], mixer, home))
+            mixer = mixer_of(config, i)
+            home = home_of(config, i) if self.with_home else None
+            blocks.append(Block(config.channels[i], mixer, home, config.norm))
         return blocks
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ..config import Settings, TrainingConfig, field_names, shortened
+from ..config import Settings, TrainingConfig
 from ..data.prepare import PreparedCase
 from ..errors import UserError
+from ..frozen import field_names, shortened
 from .folder import Run, written_whole
 from .mixture import label_space
 
@@ -44,11 +45,17 @@ def launched(config: TrainingConfig) -> Fabric:
 
 def on_devices(config: TrainingConfig, *, devices: int = 1, num_nodes: int = 1, strategy: object = "auto") -> Fabric:
     """Fabric with the accelerator and precision of the settings. Raises UserError where it cannot have the devices."""
+    without_srun()
     try:
         return Fabric(accelerator=config.accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=config.precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"training.accelerator {config.accelerator}, devices {devices}, strategy {config.strategy}: {reason}") from None
+
+
+def without_srun() -> None:
+    """On a machine of a cluster Lightning warns of processes that are not started by srun, which one process alone needs not be."""
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 
 def check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:

@@ -18,20 +18,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import OURS, Settings
 from ..errors import UserError
-from ..network.plain import plain_unet
-from ..network.unet import MambaHoME, SegMamba
+from ..network import zoo
 from .folder import Run, written_whole
 
 LAYOUT = torch.channels_last_3d  # of convolutions' weights and what they return: faster on a CPU (see benchmarks), values stay the same
-NETWORKS = {"MambaHoME": MambaHoME, "SegMamba": SegMamba, "UNet": plain_unet}
 _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"  # what JSON cannot say
 
 
 def build_network(settings: Settings) -> nn.Module:
     """The network of the settings, at its random start (from torch's global generator)."""
-    return NETWORKS[settings.network](settings.model).to(memory_format=LAYOUT)
+    network = zoo.build(settings.network, settings.model, settings.data.patch_voxels)
+    return network.to(memory_format=LAYOUT) if settings.network in OURS else network
 
 
 def save_weights(network: nn.Module, path: Path, settings: Settings) -> None:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..config import Settings
 from ..errors import UserError
 from ..network.published import published_name
+from ..network.swin_weights import is_swin, swin_state
 from .folder import Run
 from .mixture import label_space
 
 COLUMNS = ("tensor", "what", "found", "expected")
-HEADS = ("head.", "final_conv.")  # of our networks, of MONAI's U-Net
+HEADS = ("head.", "final_conv.", "out.", "out_0.", "out_tr.", "conv_final.", "output_block.", "decoder.seg_layers.")  # of ours, and of the zoo's
 
 
 def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str]) -> pd.DataFrame:
@@ -29,7 +30,8 @@ def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str
 
     Args:
         network: at its random start, which stays where nothing fits.
-        source: a run folder, a safetensors file, or a checkpoint of the authors (.pt, .pth), of which tensors alone are read.
+        source: a run folder, a safetensors file, or a checkpoint (.pt, .pth) of the authors, or for Swin UNETR of SuPreM or VoCo, of which tensors
+            alone are read.
         class_names: of this network, background first.
 
     Returns:
@@ -106,14 +108,14 @@ def _read(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str,
             state = load_file(path)
         except SafetensorError as error:
             raise UserError(f"training.init_from: {path}: damaged or no safetensors file ({error}). Restore it.") from None
-        return _in_our_names(state, network), _classes(told)
+        return _in_our_names(state, network, path), _classes(told)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything
         raise UserError(f"training.init_from: {path}: cannot be read as tensors alone ({type(error).__name__}); expected weights. Is it whole?") from None
     if not isinstance(state, dict):
         raise UserError(f"training.init_from: {path}: found a {type(state).__name__}, expected names and tensors.")
-    return _in_our_names(state, network), None
+    return _in_our_names(state, network, path), None
 
 
 def _classes(told: str | None) -> tuple[str, ...] | None:
@@ -126,8 +128,13 @@ def _classes(told: str | None) -> tuple[str, ...] | None:
         return None
 
 
-def _in_our_names(state: dict, network: nn.Module) -> dict[str, Tensor]:
-    """The authors' names put into ours, experts stacked; ours are left as they are."""
+def _in_our_names(state: dict, network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The authors' names put into ours, experts stacked; ours are left as they are. Of a Swin UNETR the names of SuPreM and VoCo too, strictly."""
+    if is_swin(network):
+        try:
+            return swin_state(state, network)
+        except UserError as error:
+            raise UserError(f"training.init_from: {path}: {error}") from None
     if isinstance(state.get("model"), dict):
         state = state["model"]
     state = {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

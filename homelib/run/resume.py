@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import ModelConfig, Settings
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from .folder import HISTORY
@@ -52,9 +52,9 @@ def code_version() -> str:
 
 def check_identity(path: Path, found: dict, expected: dict) -> str | None:
     """Raises UserError with what differs; returns a line where only the code does."""
-    told = []
-    differ = [name for name in expected["network"] if found["network"].get(name) != expected["network"][name]]
-    told += [f"{name} was {found['network'].get(name)}, is {expected['network'][name]}" for name in differ]
+    told, before = [], ModelConfig().model_dump(mode="json") | found["network"]  # a setting that is newer than the checkpoint had its default
+    differ = [name for name in expected["network"] if before.get(name) != expected["network"][name]]
+    told += [f"{name} was {before.get(name)}, is {expected['network'][name]}" for name in differ]
     if found["classes"] != expected["classes"]:
         told.append(f"classes were {', '.join(found['classes'])}, are {', '.join(expected['classes'])}")
     told += _cases_that_differ(found["data"], expected["data"])

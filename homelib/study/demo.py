@@ -55,19 +55,22 @@ class DemoRun:
         return self.manifest.intensity_window
 
 
-def demo_run(profile: str, direction: str = "a-to-c", *, folder: str | Path = "", changes: Mapping[str, Any] | None = None) -> DemoRun:
+def demo_run(
+    profile: str, direction: str = "a-to-c", *, folder: str | Path = "", run_folder: str | Path = "", changes: Mapping[str, Any] | None = None
+) -> DemoRun:
     """Set up one direction of the demo: data found and prepared, settings complete.
 
     Args:
         profile: "smoke", "laptop" or "paper".
         direction: "a-to-c" or "c-to-a", trained on and tested on.
         folder: of the demo; empty is `runs/demo`. The run lies in `folder/training/<profile>-<direction>`.
+        run_folder: of the run, where it is to lie elsewhere.
         changes: settings by dotted name. An unknown one is an error.
     """
     data = demo_data(preset(profile).profile)
     settings = override(with_demo_cases(preset(profile), data, direction=direction), changes or {})
     train, test = (the_one(settings, data, role) for role in ("train", "test"))
-    run = Run(Path(folder or runs_dir() / "demo") / "training" / f"{profile}-{direction}")
+    run = Run(run_folder or Path(folder or runs_dir() / "demo") / "training" / f"{profile}-{direction}")
     return DemoRun(settings, run, data, train, test)
 
 

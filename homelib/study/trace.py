@@ -186,6 +186,8 @@ def checked_stages(network: nn.Module, stages: Sequence[int] | None) -> list[int
     """Stages in order; None is all. Raises UserError: a network without HoME, a stage that it does not have."""
     if not getattr(network, "with_home", False):
         raise UserError(f"network: found {type(network).__name__}, expected a MambaHoME; only HoME routes.")
+    if other := [name for name in ("home", "dispatch", "group_order") if name in network.config.changed_switches]:
+        raise UserError(f"model.{other[0]}: found {getattr(network.config, other[0])!r}, expected the released form; routing is traced in that alone.")
     known = range(len(network.stages))
     if unknown := [stage for stage in stages or () if stage not in known]:
         raise UserError(f"stages: found {unknown[0]}, expected 0 to {len(known) - 1}.")

@@ -171,15 +171,15 @@ class Times(torch.nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, t):
+    def forward(self, t, grid):
         return self.factor * t
 
 
 def test_a_block_adds_mamba_then_home_to_what_it_gets():
     block, t = Block(3, Times(2), Times(-5)), torch.randn(1, 5, 3)
     after_mamba = t + 2 * torch.tanh(0.5 * t)
-    torch.testing.assert_close(block(t), after_mamba - 5 * torch.tanh(0.5 * after_mamba))
-    torch.testing.assert_close(Block(3, Times(2), None)(t), after_mamba)
+    torch.testing.assert_close(block(t, (1, 1, 5)), after_mamba - 5 * torch.tanh(0.5 * after_mamba))
+    torch.testing.assert_close(Block(3, Times(2), None)(t, (1, 1, 5)), after_mamba)
 
 
 def test_without_a_config_it_is_the_papers():

@@ -50,7 +50,7 @@ def nodes(name: str, *kinds) -> list:
 
 def test_the_story_is_complete_and_in_order():
     assert list(NOTEBOOKS)[:5] == ["00_start_here", "01_data_preparation", "02_model_walkthrough", "03_training", "04_prediction_and_evaluation"]
-    assert list(NOTEBOOKS)[-2:] == ["06_expert_routing", "07_result_tables"]
+    assert list(NOTEBOOKS)[-3:] == ["05_ablations", "06_expert_routing", "07_result_tables"]
     numbers = [name[:2] for name in NOTEBOOKS]
     assert sorted(set(numbers)) == numbers
     contents = "\n".join(cell.source for cell in cells("00_start_here", "markdown"))
@@ -216,9 +216,22 @@ def test_the_last_notebooks_means_are_those_of_the_rows(demo):
 
 
 @pytest.mark.slow
+def test_the_ablations_two_runs_are_done_and_collected(demo):
+    folder = demo["05_ablations"].notebook.parent / "ablations" / "smoke"
+    results = pd.read_csv(folder / "results.csv")
+    assert set(results["arm"]) == {"released", "no-home"}
+    assert set(results.loc[results["role"] == "test", "case"]) == {"phantom-c"}
+    for arm in ("released", "no-home"):
+        run = folder / f"{arm}_seed0_a-to-c"
+        assert json.loads((run / "status.json").read_text())["state"] == "done"
+        assert Settings.load(run / "settings.json").network == {"released": "MambaHoME", "no-home": "SegMamba"}[arm]
+
+
+@pytest.mark.slow
 def test_nothing_but_runs_copies_pages_and_the_log_is_left(demo):
     folder = demo["00_start_here"].notebook.parent
-    assert {path.name for path in folder.iterdir()} == {"log.txt", "training"} | {f"{name}.{kind}" for name in NOTEBOOKS for kind in ("ipynb", "html")}
+    copies = {f"{name}.{kind}" for name in NOTEBOOKS for kind in ("ipynb", "html")}
+    assert {path.name for path in folder.iterdir()} == {"log.txt", "training", "ablations"} | copies
 
 
 @pytest.mark.parametrize(("source", "status"), [("assert profile == 'smoke'", 0), ("assert profile == 'paper', 'not [/this] one'", 1)], ids=["well", "failing"])

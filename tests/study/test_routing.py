@@ -138,6 +138,14 @@ def test_a_network_without_home_is_refused(tiny):
         pass
 
 
+@pytest.mark.parametrize("changes", [{"home": "mlp"}, {"home": "local"}, {"dispatch": "tokens"}, {"group_order": "blocks"}])
+def test_another_form_of_home_is_not_traced(changes, tiny):
+    ((name, value),) = changes.items()
+    network = MambaHoME(tiny.model_copy(update=changes))
+    with pytest.raises(UserError, match=rf"^model\.{name}: found '{value}', expected the released form"), trace_routing(network):
+        pass
+
+
 def test_a_place_that_was_not_traced_is_named_with_those_that_were():
     trace = Trace([Routing(0, 0, torch.zeros(1, 1, 1, 1, 1), (1, 1, 1)), Routing(2, 1, torch.zeros(1, 1, 1, 1, 1), (1, 1, 1))])
     assert trace[2, 1].stage == 2

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import flops
+
 TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, bool softplus"
 
 
@@ -47,6 +49,7 @@ def operator(name: str, forward: Callable, backward: Callable, outputs: Callable
         return *(gradient if there else None for gradient, there in zip(found, ctx.present, strict=True)), None, None
 
     op.register_autograd(autograd, setup_context=setup)
+    flops.register(name)
     return op
 
 

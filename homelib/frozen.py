@@ -1,0 +1,63 @@
+"""Frozen trees of settings whose every fault is one line: the field by its dotted name, what was found, what is expected, the nearest field."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import UserError
+
+
+class _OneLineErrors(type(BaseModel)):
+    """Wraps the outermost call alone: an error in a nested model keeps its full dotted name (`training.steps`), which an `__init__` would cut."""
+
+    def __call__(cls, **fields: Any):
+        try:
+            return super().__call__(**fields)
+        except ValidationError as error:
+            raise UserError(describe(error, cls)) from None
+
+
+class Frozen(BaseModel, metaclass=_OneLineErrors):
+    """A settings model: no field changes, none is unknown. A wrong one raises UserError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def describe(error: ValidationError, tree: type[BaseModel]) -> str:
+    """A pydantic error as one line: each field by dotted name, what was found, what is expected, and the nearest field for an unknown one."""
+    faults = []
+    for fault in error.errors():
+        name, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            faults.append(unknown_field(name, tree))
+        elif fault["type"] == "value_error" and isinstance(fault["input"], (Mapping, BaseModel)):  # a rule over a tree names its fields itself
+            faults.append(f"{name}.{message}" if name else message)
+        else:
+            faults.append(f"{name}: found {shortened(fault['input'])}; {message}")
+    return "; ".join(faults) + "."
+
+
+def unknown_field(name: str, tree: type[BaseModel]) -> str:
+    """What to say of a field that does not exist, with the nearest that does."""
+    names = field_names(tree)
+    near = [full for full in names if full.startswith(name)] or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = near or [full for full in names if full.rsplit(".")[-1] == name.rsplit(".")[-1]]
+    return f"{name}: no such field" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(names)}")
+
+
+def field_names(tree: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all leaves of a settings tree."""
+    names = []
+    for name, field in tree.model_fields.items():
+        inner = field.annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        names += field_names(inner, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
+
+
+def shortened(value: Any) -> str:
+    """A value for a line of text, 80 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

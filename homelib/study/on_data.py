@@ -1,0 +1,69 @@
+"""One run on prepared data sets, for the grids that name some: trained on the cases of a fold, measured on those that it left out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..config import preset
+from ..data.layouts import find_cases
+from ..data.manifest import Case, load_manifest
+from ..data.parallel import default_workers
+from ..errors import UserError
+from ..paths import written_whole
+from ..run.cohort import Cohort, DataSet, cohort
+from ..run.folder import Run
+from ..run.inputs import suffix_of
+from ..run.pairs import Measure, Pair, measure_pairs
+from ..run.predict_all import Ensemble, predict_all
+from ..run.train import fit
+
+METRICS = ("dice", "hd95")
+
+
+def cohort_on(profile: str, data: Mapping[str, str], *, fold: int | None, changes: Mapping[str, Any]) -> Cohort:
+    """The cases of prepared data sets (name -> folder of its files) and the settings that they complete. Raises UserError as `homelib.run.cohort` does."""
+    return cohort(preset(profile), [DataSet(name, Path(root)) for name, root in data.items()], fold=fold, changes=changes)
+
+
+def trained_on(made: Cohort, folder: str | Path) -> Run:
+    """Train, or go on with, the run in a folder."""
+    made = made.at_hand(print)
+    return fit(made.settings, made.train, folder, validation=made.validation)
+
+
+def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
+    """Predict and measure the labelled cases that a run was not trained on; writes `predictions/` and `metrics.csv`.
+
+    Returns:
+        One row a case, class and metric, with `role` "test", and `chose`: whether the run's best weights were chosen by the case (a fold's are).
+
+    Raises:
+        UserError: no such case, or one that cannot be predicted or measured.
+    """
+    settings, tables = run.settings, []
+    left_out = {*settings.data.validation_cases, *settings.data.test_cases}
+    ensemble = Ensemble.of([run.folder])
+    for name, root in data.items():
+        manifest = load_manifest(name)
+        cases = [case for case in find_cases(manifest, root).cases if case.id in left_out and case.label is not None]
+        done = predict_all(cases, ensemble, run.predictions, progress=False, say=print) if cases else []
+        if failed := [one.message for one in done if one.state == "failed"]:
+            raise UserError(failed[0])
+        how = Measure(manifest.class_names, manifest.reference, settings.network, manifest.label_origin, METRICS, tolerances_mm=())
+        found = measure_pairs([_pair(case, run) for case in cases], how, workers=default_workers())
+        if found.left_out:
+            raise UserError(found.left_out[0])
+        tables.append(found.rows)
+    rows = pd.concat(tables, ignore_index=True)
+    if rows.empty:
+        raise UserError(f"{run.folder}: no labelled case that it was not trained on, expected some to measure. Grids on data sets need folds, or a test part.")
+    rows = rows.assign(role="test", chose=rows["case"].isin(settings.data.validation_cases))
+    with written_whole(run.metrics_file) as part:
+        rows.to_csv(part, index=False)
+    return rows
+
+
+def _pair(case: Case, run: Run) -> Pair:
+    return Pair(case.id, run.predictions / f"{case.id}{suffix_of(case.image)}", case.label)

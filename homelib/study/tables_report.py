@@ -1,0 +1,80 @@
+"""What `home tables` prints: of runs, of a grid, of the paper, or of a grid beside the paper."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import UserError
+from ..run.folder import Run
+from .ablation_tables import ablation_table
+from .grids import Grid, load_grid
+from .printed import Printed
+from .scores import read_results
+from .tables import dice_table
+
+TOOK = {"training_seconds": "training s", "peak_gib": "peak GiB"}  # columns of a grid's runs.csv
+
+
+def is_grid(folder: Path) -> bool:
+    """Whether a folder is that of a grid, or a file that of its results."""
+    return folder.suffix == ".csv" or (folder / "results.csv").exists() or (folder / "plan.json").exists()
+
+
+def grid_table(folder: Path, *, metrics: Sequence[str], paper: str | None, grid: str | None, costs: bool) -> Printed:
+    """A grid's table.
+
+    Args:
+        folder: with `results.csv`, or that file.
+        metrics: columns.
+        paper: the paper's table beside it.
+        grid: its name or file, where the folder does not tell, or tells one that is not shipped.
+        costs: parameters and FLOPs of every arm, counted, and what its runs took, where `runs.csv` tells.
+
+    Raises:
+        UserError: no results, or an arm that the grid does not have.
+    """
+    rows = read_results(folder)
+    about = _grid_of(folder, grid) if paper is not None or costs else None
+    beside = about.paper.get(paper, {}) if about is not None and paper is not None else None
+    return ablation_table(rows, metrics, costs=_costs(folder, rows, about) if costs else None, paper=paper, paper_rows=beside)
+
+
+def run_tables(folder: Path) -> list[Printed]:
+    """Dice of a run on the demo's patients, by class and method."""
+    run = Run.open(folder)
+    tables = []
+    for role, told in (("test", "a patient it never saw"), ("train", "the patient it was trained on")):
+        table = dice_table(run.metrics, role=role)
+        cells = table.map(lambda value: "-" if pd.isna(value) else f"{value:.1f}" if isinstance(value, float) else str(value))
+        tables.append(Printed.plain(cells, f"{run.name}: Dice in percent on {told}"))
+    return tables
+
+
+def _grid_of(folder: Path, grid: str | None) -> Grid:
+    if grid is not None:
+        return load_grid(grid)
+    plan = (folder.parent if folder.suffix == ".csv" else folder) / "plan.json"
+    if not plan.exists():
+        raise UserError(f"--grid: {plan} is not there to tell which grid this is; give its name or its file.")
+    try:
+        return load_grid(json.loads(plan.read_text())["grid"])
+    except (ValueError, KeyError):
+        raise UserError(f"{plan}: cannot be read as a plan; give the grid by --grid.") from None
+
+
+def _costs(folder: Path, rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    from .costs import costs_of
+
+    arms = list(dict.fromkeys(rows["arm"]))
+    if unknown := [arm for arm in arms if arm not in grid.arms]:
+        raise UserError(f"--grid: {grid.name} has no arm {unknown[0]!r}, which the results have; give the grid that they are of.")
+    table = costs_of({arm: grid.settings(arm) for arm in arms})
+    file = (folder.parent if folder.suffix == ".csv" else folder) / "runs.csv"
+    if file.exists():
+        told = pd.read_csv(file, dtype={"arm": str})
+        for column, heading in TOOK.items():
+            if column in told:
+                table[heading] = told.groupby("arm")[column].mean().reindex(table.index)
+    return table
