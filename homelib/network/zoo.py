@@ -229,7 +229,11 @@ def registered_once(network: nn.Module) -> nn.Module:
 
 ZOO = {
     "MambaHoME": Entry(lambda config, patch: MambaHoME(config), "the paper, as its authors released it", paper_millions=170.1),
-    "SegMamba": Entry(lambda config, patch: SegMamba(config), "the same without HoME: Mamba in one direction", paper_millions=66.8),
+    "SegMamba": Entry(
+        lambda config, patch: SegMamba(config),
+        "the same without HoME, and so without the MLPs on the skips of SegMamba's own code, 0.78 M",
+        paper_millions=66.8,
+    ),
     "UNet": Entry(lambda config, patch: plain_unet(config), "MONAI's BasicUNet, as many parameters as MambaHoME"),
     "SwinUNETR": Entry(lambda config, patch: _swin_unetr(config, True), "MONAI, version 2", width=48, divides=12, paper_millions=72.8),
     "SwinUNETR-V1": Entry(lambda config, patch: _swin_unetr(config, False), "MONAI, version 1; SuPreM's form", width=48, divides=12, paper_millions=62.2),

@@ -60,7 +60,7 @@ def ablation_table(
         for column in printed:
             cells[f"paper: {column}"] = [_number(printed.loc[paper_rows[arm], column]) for arm in arms]
         told = tuple(f"Paper, {note}." for note in notes(paper))
-    marks = marks.reindex(columns=cells.columns).fillna("")
+    marks = marks.reindex(columns=cells.columns, fill_value="")
     about = f" and the paper's Table {paper[1:]} ({TITLES[paper]})" if paper is not None else ""
     return Printed(cells, marks, f"Mean over runs, with its 95 % interval{about}", told)
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import OURS, Settings
 from ..data.plan import GIB
+from ..network import zoo
 from ..run.checkpoint import build_network
 from .grids import Grid
 
@@ -34,18 +35,18 @@ def weightless(settings: Settings) -> nn.Module:
     """The network on the device "meta", with no memory; Swin UNETR, which looks at a number while it is built, with its weights."""
     try:
         with torch.device("meta"):
-            return build_network(settings)
+            return _built(settings)
     except (RuntimeError, NotImplementedError):
         with torch.random.fork_rng():
-            return build_network(settings)
+            return _built(settings)
 
 
 def forward_flops(settings: Settings) -> int:
     """FLOPs of one forward pass over one training patch. No number is computed: tensors have shapes alone."""
     with torch.random.fork_rng():
-        theirs = None if settings.network in OURS else build_network(settings)  # some look at numbers while they are built
+        theirs = None if settings.network in OURS else _built(settings)  # some look at numbers while they are built
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network = (build_network(settings) if theirs is None else theirs).eval()
+            network = (_built(settings) if theirs is None else theirs).eval()
             network(torch.empty(1, settings.model.in_channels, *settings.data.patch_voxels))
         return counter.get_total_flops()
 
@@ -71,6 +72,11 @@ def costs_of(settings: Mapping[str, Settings], *, probed: bool = False) -> pd.Da
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
 
+def _built(settings: Settings) -> nn.Module:
+    """Without the memory format of a training, which a tensor without numbers cannot take."""
+    return zoo.build(settings.network, settings.model, settings.data.patch_voxels)
+
+
 def _probe(settings: Settings, threads: int) -> dict[str, float]:
     from lightning_fabric import Fabric
 
@@ -84,7 +90,7 @@ def _probe(settings: Settings, threads: int) -> dict[str, float]:
     network = fabric.setup_module(build_network(settings).train())
     optimizer = fabric.setup_optimizers(build_optimizer(network, config))
     image = torch.randn(config.batch_size, model.in_channels, *settings.data.patch_voxels, device=fabric.device)
-    label = torch.randint(0, model.out_channels, (config.batch_size, 1, *settings.data.patch_voxels), device=fabric.device, dtype=torch.uint8)
+    label = torch.randint(0, model.out_channels, (config.batch_size, 1, *settings.data.patch_voxels), device=fabric.device)
     seconds = []
     for _ in range(PROBE_STEPS):
         began = time.perf_counter()
