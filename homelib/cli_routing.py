@@ -99,7 +99,8 @@ def _write_page(out: Path, title: str, lines: list[str], maps, tables, prepared,
     from .study.balance import LAYER
     from .study.expert_maps import window_groups
     from .study.routing_tables import ABOUT
-    from .view import plots
+    from .view import plots, routing_charts
+    from .view import routing as drawn
     from .view.page import page, png
 
     at = plots.best_slices(maps.label)["axial"] if maps.label is not None else maps.image.shape[2] // 2
@@ -111,10 +112,10 @@ def _write_page(out: Path, title: str, lines: list[str], maps, tables, prepared,
         name = "stage {}, block {}, level {}".format(*layer)
         groups = window_groups(prepared, settings, layer[0], middle)
         shown = f"{name}: experts in axial slice {at}"
-        pictures[shown] = png(plots.expert_panel(maps.image, weights.astype(np.float32), groups, title=f"{maps.name}, {shown}", **place))
+        pictures[shown] = png(drawn.expert_panel(maps.image, weights.astype(np.float32), groups, title=f"{maps.name}, {shown}", **place))
         if "lift" in tables:
             lift = tables["lift"][(tables["lift"][LAYER] == list(layer)).all(axis=1)]
-            pictures[f"{name}: lift by class"] = png(plots.lift_matrix(lift, title=f"{maps.name}, {name}: lift of each expert in each class"))
+            pictures[f"{name}: lift by class"] = png(routing_charts.lift_matrix(lift, title=f"{maps.name}, {name}: lift of each expert in each class"))
     for caption, picture in pictures.items():
         with written_whole(out / "panels" / f"{caption.replace(':', '').replace(',', '').replace(' ', '_')}.png") as part:
             part.write_bytes(picture)
