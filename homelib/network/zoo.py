@@ -129,7 +129,8 @@ def _swin_unetr(config: ModelConfig, v2: bool) -> nn.Module:
 
 def _unetr(config: ModelConfig, patch: Patch) -> nn.Module:
     whole = tuple(-(-size // 16) * 16 for size in patch)
-    return UNETR(img_size=whole, in_channels=config.in_channels, out_channels=config.out_channels, feature_size=config.width or 16)
+    network = UNETR(img_size=whole, in_channels=config.in_channels, out_channels=config.out_channels, feature_size=config.width or 16)
+    return _unused(network, "norm_cross_attn")
 
 
 def _segresnet(config: ModelConfig, patch: Patch) -> nn.Module:
@@ -199,7 +200,7 @@ def _resenc_unet(config: ModelConfig, patch: Patch) -> nn.Module:
     )
     network.apply(network.initialize)
     network.multiples = _products(steps)
-    return registered_once(network)
+    return _unused(registered_once(network), *(f"decoder.seg_layers.{level}." for level in range(len(steps) - 2)))
 
 
 def _nnunet_channels(config: ModelConfig, stages: int) -> list[int]:
@@ -209,6 +210,14 @@ def _nnunet_channels(config: ModelConfig, stages: int) -> list[int]:
 
 def _products(steps: list[Patch]) -> Patch:
     return tuple(math.prod(axis) for axis in zip(*steps, strict=True))
+
+
+def _unused(network: nn.Module, *marks: str) -> nn.Module:
+    """Parameters that the network holds and its forward pass does not use want no gradient: several processes would wait for it."""
+    for name, parameter in network.named_parameters():
+        if any(mark in name for mark in marks):
+            parameter.requires_grad_(False)
+    return network
 
 
 def registered_once(network: nn.Module) -> nn.Module:

@@ -52,7 +52,8 @@ def forward_flops(settings: Settings) -> int:
 
 
 def probe(settings: Settings) -> dict[str, float]:
-    """Seconds of a training step, and memory that it takes at its height (GiB), on the device that the settings choose; in a process of its own."""
+    """Seconds of a training step, and the most memory (GiB) on the device that the settings choose, in a process of its own; on a CPU that is the whole
+    process, PyTorch included."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_probe, settings, torch.get_num_threads()).result()
 
@@ -86,7 +87,6 @@ def _probe(settings: Settings, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     config, model = settings.training, settings.model
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-    before = _resident_gib()
     network = fabric.setup_module(build_network(settings).train())
     optimizer = fabric.setup_optimizers(build_optimizer(network, config))
     image = torch.randn(config.batch_size, model.in_channels, *settings.data.patch_voxels, device=fabric.device)
@@ -98,7 +98,7 @@ def _probe(settings: Settings, threads: int) -> dict[str, float]:
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() / GIB if fabric.device.type == "cuda" else _resident_gib() - before
+    peak = torch.cuda.max_memory_allocated() / GIB if fabric.device.type == "cuda" else _resident_gib()
     return {"seconds a step": sorted(seconds[1:])[len(seconds[1:]) // 2], "peak GiB": peak}
 
 

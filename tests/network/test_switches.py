@@ -108,7 +108,7 @@ def test_without_level_2_tokens_read_level_1():
 
 
 @pytest.mark.parametrize("order", ["blocks", "hilbert"])
-@pytest.mark.parametrize("grid", [GRID, (3, 3, 3)], ids=["24 tokens", "27 tokens"])
+@pytest.mark.parametrize("grid", [(4, 4, 4), (3, 3, 3)], ids=["64 tokens", "27 tokens"])
 def test_another_order_groups_the_tokens_that_it_says(order, grid):
     """The released layer on tokens that were put in that order beforehand. With fill in several groups (27 in boxes of 8), group by group."""
     N, K = math.prod(grid), SIZES["group_size"]
@@ -125,11 +125,11 @@ def test_another_order_groups_the_tokens_that_it_says(order, grid):
 
 
 def test_the_order_of_a_group_does_not_matter_but_who_is_in_it_does():
-    x = tokens(24)
+    x, grid = tokens(64), (4, 4, 4)
     with torch.no_grad():
-        outputs = {order: random_(HoME(5, **SIZES | {"experts_global": None}, group_order=order))(x, GRID) for order in ("raster", "blocks", "hilbert")}
+        outputs = {order: random_(HoME(5, **SIZES | {"experts_global": None}, group_order=order))(x, grid) for order in ("raster", "blocks", "hilbert")}
     assert not torch.allclose(outputs["raster"], outputs["blocks"])
-    assert not torch.allclose(outputs["blocks"], outputs["hilbert"])
+    torch.testing.assert_close(outputs["blocks"], outputs["hilbert"])  # eight tokens along the curve are a block of 2x2x2
     with pytest.raises(UserError, match="grid: found none"):
         HoME(5, **SIZES, group_order="blocks")(torch.zeros(1, 24, 5))
 
