@@ -11,10 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from homelib import HoME, MambaMixer, ModelConfig
 from homelib.config import override, preset
 from homelib.network.order import groups_of
+from homelib.network.scan import backends
 from homelib.network.scan.flops import STATE, TOKEN, scan_flops
 from homelib.study.complexity import complexity, exponents
 from homelib.study.costs import arm_costs, costs_of, forward_flops, parameter_count, probe
 from homelib.study.grids import Grid
+
+
+@pytest.fixture(autouse=True)
+def _scan_is_there():
+    """A counter knows of the operators that are there when it begins."""
+    backends.resolve("numba")
 
 
 def counted(call) -> int:
