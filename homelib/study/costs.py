@@ -17,12 +17,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import OURS, Settings
+from ..config import OURS, Settings, override
 from ..data.plan import GIB
 from ..network import zoo
+from ..network.scan import backends
 from ..run.checkpoint import build_network
 from .grids import Grid
 
+COUNTED_SCAN = "numba"
 PROBE_STEPS = 3  # of which the first does not count
 
 
@@ -42,7 +44,12 @@ def weightless(settings: Settings) -> nn.Module:
 
 
 def forward_flops(settings: Settings) -> int:
-    """FLOPs of one forward pass over one training patch. No number is computed: tensors have shapes alone."""
+    """FLOPs of one forward pass over one training patch. No number is computed: tensors have shapes alone.
+
+    Raises UserError where the compiled scan, which the counter is told about, does not work.
+    """
+    settings = override(settings, {"model.scan_backend": COUNTED_SCAN})
+    backends.resolve(COUNTED_SCAN)  # before the counter begins, which knows only of operators that are there then
     with torch.random.fork_rng():
         theirs = None if settings.network in OURS else _built(settings)  # some look at numbers while they are built
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:

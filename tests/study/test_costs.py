@@ -1,6 +1,8 @@
 """Costs: FLOPs against counts by hand, parameters, and the growth of the layers against the paper's formulas."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,10 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from homelib import HoME, MambaMixer, ModelConfig
 from homelib.config import override, preset
 from homelib.network.order import groups_of
+from homelib.network.scan import backends
 from homelib.network.scan.flops import STATE, TOKEN, scan_flops
 from homelib.study.complexity import complexity, exponents
 from homelib.study.costs import arm_costs, costs_of, forward_flops, parameter_count, probe
 from homelib.study.grids import Grid
+
+
+@pytest.fixture(autouse=True)
+def _scan_is_there():
+    """A counter knows of the operators that are there when it begins."""
+    backends.resolve("numba")
 
 
 def counted(call) -> int:
@@ -69,6 +78,12 @@ def test_what_is_counted_without_memory_is_what_a_real_pass_counts(smoke):
         with torch.no_grad():
             assert network(x).isfinite().all()  # nothing of the count is left behind
     assert type(groups_of("hilbert", (16, 16, 16), 64)) is torch.Tensor
+
+
+def test_the_first_count_of_a_process_knows_the_scan_too():
+    code = "from homelib.config import preset; from homelib.study.costs import forward_flops as f; print(f(preset('smoke')), f(preset('smoke')))"
+    first, second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout.split()
+    assert int(first) == int(second) > 0
 
 
 def test_the_papers_network_is_counted_in_no_memory():

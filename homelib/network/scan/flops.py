@@ -1,5 +1,6 @@
 """How much a scan computes, told to PyTorch's FLOP counter for the fused operators, which it could not look into.
 
+A counter knows of the operators that are there when it begins: a backend is there once `backends.resolve` has named it, or a scan has run.
 As it counts a matrix product: an addition and a multiplication are one each. An exponential is taken as one, too. B batch, D channels, L tokens, N states.
 """
 
