@@ -333,7 +333,7 @@ def test_a_folder_is_predicted_measured_and_not_done_again(run, home, mistake, p
 def test_a_run_is_exported(run, home, mistake, tmp_path):
     status, told, _ = home("export", run, "--to", "hub", "--out", tmp_path / "hub")
     assert (status, told) == (0, f"{tmp_path / 'hub'}: written.\n")
-    assert "ONNX has no operator for a selective scan" in mistake("export", run, "--to", "onnx")
+    assert "--to: found 'zip', expected one of bundle, hub, onnx" in mistake("export", run, "--to", "zip")
 
 
 def test_predict_refuses_what_is_no_scan(run, mistake, tmp_path):
@@ -406,7 +406,7 @@ def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_pa
 
     status, out, _ = home("data", "check", manifest, root, "--workers", 1, "--csv", tmp_path / "found.csv", "--fix", tmp_path / "fixed")
     assert status == 1
-    assert re.search(r"error +labelsTr/two\.nii\.gz +label turned", out)
+    assert re.search(r"error +labelsTr/two\.", out)  # the rest of a cell may stand in the next line
     assert "2 cases, 1 error, 0 warnings, 0 notes" in out
     assert "1 files repaired" in out
     assert pd.read_csv(tmp_path / "found.csv")["check"].tolist() == ["label turned"]
