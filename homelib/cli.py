@@ -82,6 +82,7 @@ def train(
     root: Annotated[list[Path], typer.Option(help="folder of each --data, in the same order")] = [],  # noqa: B006
     prepared: Annotated[list[Path], typer.Option(help="prepared cases of each --data; default where home data prepare puts them")] = [],  # noqa: B006
     fold: Annotated[str | None, typer.Option(help="which fold is validated on, 0 and up, or all; where the manifest has folds")] = None,
+    faulty: Annotated[str, typer.Option(help="cases that home data check or prepare found faulty: refuse, leave-out or keep")] = "refuse",
     estimate: Annotated[bool, typer.Option("--estimate", help="measure a few steps, and tell hours, memory and disk rate; nothing is trained")] = False,
     set: Changes = [],  # noqa: A002, B006
 ) -> None:
@@ -98,7 +99,7 @@ def train(
     from .config import override, preset
     from .data.cases import demo_data, with_demo_cases
     from .data.cases import prepared as prepared_demo
-    from .run.cohort import Cohort, DataSet, cohort, folds_of
+    from .run.cohort import FAULTY, Cohort, DataSet, cohort, folds_of
     from .run.signals import STATUS, Stopped
     from .run.train import fit
     from .study.folds import train_folds
@@ -110,7 +111,9 @@ def train(
     console.quiet = bool(rank_zero_only.rank)  # of several processes one talks
     changes = parse_changes(set)
     start = preset(profile or ("paper" if data else "laptop"))
-    sets = [DataSet(name, *places) for name, places in zip(data, _places(data, root, prepared), strict=True)]
+    if faulty not in FAULTY:
+        raise UserError(f"--faulty: found {faulty!r}, expected one of {', '.join(FAULTY)}.")
+    sets = [DataSet(name, *places, faulty) for name, places in zip(data, _places(data, root, prepared), strict=True)]
     if fold is not None and not (sets and (fold == "all" or fold.isdecimal())):
         raise UserError(f"--fold: found {fold!r}, expected a number from 0 or all, with --data.")
     if not sets:

@@ -80,7 +80,7 @@ def test_every_peer_that_is_there_computes_the_scan(peer):
     ids=lambda case: case.get("which", case["kind"]),
 )
 def test_every_kind_of_case_runs(case):
-    told = measure.in_process(case | {"runs": 1}, threads=1)
+    told = cases.measured(case | {"runs": 1})
     for name in case.get("in_turn", [None]):
         found = told[name] if name else told
         assert found["seconds"] > 0, told

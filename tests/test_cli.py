@@ -469,7 +469,7 @@ def test_a_data_set_is_prepared_once_and_a_bad_case_is_told(home, user_data, tmp
     assert "For training here: 1 prepared cases take " in out
     assert "2 not checked as they are now: look at them before training" in out
     home("data", "check", *user_data, "--workers", "1")
-    assert "1 with errors (bad): look at them before training" in home(*arguments)[1]
+    assert "1 with errors (bad: damaged): look at them before training" in home(*arguments)[1]
     assert "Traceback" not in out + err
     (user_data[1] / "images" / "bad.nii.gz").unlink()
     (user_data[1] / "labels" / "bad.nii.gz").unlink()

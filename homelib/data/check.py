@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -104,15 +104,29 @@ def kept_reports(manifest: Manifest, root: str | Path, cases: Iterable[Case], *,
     return _read_kept(kept or kept_folder(manifest, root), {case.id: state(case, rules) for case in cases})
 
 
-def unsound(manifest: Manifest, root: str | Path, cases: Sequence[Case]) -> str:
-    """What the last check says against training on these cases, in one line; empty where it says nothing. No file is opened."""
+def faults(manifest: Manifest, root: str | Path, cases: Sequence[Case]) -> tuple[dict[str, str], int]:
+    """What the last check calls an error, by case id, and how many cases are not checked as they are now. No file is opened."""
     reports = kept_reports(manifest, root, cases)
     known = [case for case in cases if case.id in reports]
-    found = [*compare(known, reports, manifest), *(finding for report in reports.values() for finding in report.findings)]
-    wrong = sorted({finding.case for finding in found if finding.severity == "error" and finding.case})
-    told = [f"{len(wrong)} with errors ({', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''})"] if wrong else []
-    told += [f"{len(cases) - len(known)} not checked as they are now"] if len(known) < len(cases) else []
+    found = [*(one for case in known for one in reports[case.id].findings), *compare(known, reports, manifest)]
+    wrong: dict[str, str] = {}
+    for one in found:
+        if one.severity == "error" and one.case:
+            wrong.setdefault(one.case, one.check)  # the first of several
+    return wrong, len(cases) - len(known)
+
+
+def unsound(manifest: Manifest, root: str | Path, cases: Sequence[Case]) -> str:
+    """`faults` in one line; empty where there is nothing against training on these cases."""
+    wrong, unknown = faults(manifest, root, cases)
+    told = [f"{len(wrong)} with errors ({listed(wrong)})"] if wrong else []
+    told += [f"{unknown} not checked as they are now"] if unknown else []
     return f"{' and '.join(told)}: look at them before training, home data check {manifest.reference} {root}." if told else ""
+
+
+def listed(wrong: Mapping[str, str], most: int = 5) -> str:
+    """The first cases and their faults, as `faults` has them, in a few words."""
+    return ", ".join(f"{case_id}: {fault}" for case_id, fault in sorted(wrong.items())[:most]) + (" ..." if len(wrong) > most else "")
 
 
 def state(case: Case, rules: Rules) -> str:

@@ -4,6 +4,7 @@ A case's file is written beside and renamed, so that whatever kills a run, every
 bytes. A case that cannot be prepared is told and passed over.
 """
 
+import csv
 import json
 import re
 import sys
@@ -33,7 +34,7 @@ _STAMPS = ".inputs.json"  # in the folder: sha256 of input files by place, size 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case. message: of a failed one, the file or field, what was found, what is expected, and the remedy."""
+    """What became of a case. message: the file or field, what was found, what is expected, and the remedy; of a failed case, or one that deserves a look."""
 
     case: str
     state: Literal["prepared", "unchanged", "failed"]
@@ -75,7 +76,7 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
                 done[outcome.case] = outcome
                 stamps.known |= read
                 bar.update()
-                if outcome.state == "failed" and progress:
+                if outcome.message and progress:
                     bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
             bar.close()
             stamps.save(folder / _STAMPS)
@@ -96,6 +97,15 @@ def open_all(cases: Iterable[Case], folder: str | Path) -> list[PreparedCase]:
     cases = list(cases)
     manifests = {name: load_manifest(name) for name in {case.manifest for case in cases}}  # once, for thousands of cases
     return [PreparedCase.open(case, case_path(folder, case.id), manifests[case.manifest]) for case in cases]
+
+
+def failed_in(folder: str | Path) -> set[str]:
+    """The cases that the last preparation into a folder failed on, though a file from before may be there; none where there was no preparation."""
+    try:
+        with (Path(folder) / TOLD).open(newline="", encoding="utf-8") as stream:
+            return {row["case"] for row in csv.DictReader(stream) if row["state"] == "failed"}
+    except (OSError, ValueError, KeyError):
+        return set()
 
 
 def case_path(folder: str | Path, case_id: str) -> Path:
@@ -121,10 +131,10 @@ def _one(job: tuple[Case, Path, Preparation, dict[str, str]]) -> tuple[Outcome, 
     stamps = _Stamps(known)
     try:
         told = fingerprint(case, settings, stamps.sha256_of)
-        if not _is_there(path, told):
-            prepare_into(path, case, settings, told=told)
-            return Outcome(case.id, "prepared"), stamps.read
-        return Outcome(case.id, "unchanged"), stamps.read
+        if (kept := _facts(path)).get("fingerprint") == told:
+            return Outcome(case.id, "unchanged", _remark(case, kept)), stamps.read
+        prepare_into(path, case, settings, told=told)
+        return Outcome(case.id, "prepared", _remark(case, _facts(path))), stamps.read
     except UserError as error:
         return Outcome(case.id, "failed", str(error)), stamps.read
     except OSError as error:
@@ -140,11 +150,16 @@ def _unforeseen(case: Case, error: Exception) -> Outcome:
     return Outcome(case.id, "failed", f"{case.image}: {type(error).__name__}: {reason}; expected a volume that can be prepared. Check it.")
 
 
-def _is_there(path: Path, told: str) -> bool:
+def _remark(case: Case, facts: dict) -> str:
+    return f"{case.label}: {facts['remark']}" if "remark" in facts else ""
+
+
+def _facts(path: Path) -> dict:
+    """Of a prepared case; none where there is no whole file."""
     try:
-        return CaseFile.open(path).facts["fingerprint"] == told
+        return CaseFile.open(path).facts
     except DAMAGED:
-        return False
+        return {}
 
 
 class _Stamps:

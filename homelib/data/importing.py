@@ -24,6 +24,7 @@ WINDOWS = {"CT": (-175.0, 250.0), "MRI": (0.0, 1000.0), "US": (0.0, 255.0)}  # t
 _WORDS = {"CT": "CT", "MR": "MRI", "MRI": "MRI", "T1": "MRI", "T2": "MRI", "T1W": "MRI", "T2W": "MRI", "FLAIR": "MRI", "US": "US", "ULTRASOUND": "US"}
 LOOKED_AT = 20  # cases that are opened, spread over all
 _MOST_LABELS = 255
+_SUBJECT = "sub-[A-Za-z0-9]+"  # of a BIDS session's case, sub-01_ses-1
 _IGNORED = "ignore"  # nnU-Net's name of a label that is none
 
 
@@ -46,13 +47,15 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one with images and labels.")
     described = _described(root)
-    layouts = find_layouts(root)
+    layouts, more = find_layouts(root)
     if not layouts:
         raise UserError(f"{root}: no images found; expected NIfTI, NRRD, MetaImage or folders of DICOM slices. In other formats, convert them first.")
     unverified = [
         "Source, licence and label_origin: say where the data are from.",
         "The intensity window is the paper's for this modality; compare it with your images.",
     ]
+    if more:
+        unverified.append(f"Images whose names fit no layout here are left out, {more[0]} first of {len(more)} kinds. Rename them, or write their layouts.")
     found_modality = modality or described.get("modality") or _modality_of_names(layouts)
     fields: dict[str, Any] = {
         "name": out.stem,
@@ -66,7 +69,7 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
         "spacing_mm": [1.0, 1.0, 1.0],
         "intensity_window": list(WINDOWS.get(found_modality or "CT", WINDOWS["CT"])),
         "layouts": layouts,
-        "split": {"seed": 0, "folds": 5},
+        "split": {"seed": 0, "folds": 5} | ({"patient": _SUBJECT} if any("sub-*/" in layout["image"] for layout in layouts) else {}),
     }
     try:
         cases = find_cases(Manifest.model_validate(fields | {"modality": "CT"}), root).cases

@@ -183,7 +183,7 @@ class SplitRule(Frozen):
     `parts` are shares (they sum to 1) or counts (they sum to the number of cases) of what neither a layout nor a list has assigned;
     `folds` deals these cases into so many folds instead. `stratify_by` is `modality` or a class: with and without it, the same share.
     `patient` is the regular expression of the beginning of a case id that names the patient, whose cases all come into one part; None: each case is a patient.
-    `lists` gives the cases of a part by a text file in the data set's folder, one id a line. `test_sets` names other manifests.
+    `lists` gives the cases of a part by a text file in the data set's folder, one id a line.
     """
 
     seed: int = Field(0, ge=0)
@@ -192,7 +192,6 @@ class SplitRule(Frozen):
     stratify_by: Name | None = None
     patient: str | None = Field(None, max_length=100)
     lists: dict[Part, str] = {}
-    test_sets: tuple[Name, ...] = ()
 
     @field_validator("patient")
     @classmethod

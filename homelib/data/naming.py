@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from ..errors import UserError
 from .layouts import IMAGE_SUFFIXES
 
 _LABEL_WORDS = {"label", "labels", "labelstr", "labelsts", "labelsva", "seg", "segs", "segmentation", "segmentations", "mask", "masks", "gt", "dseg"}
@@ -38,26 +39,41 @@ _WORD = re.compile(r"[A-Za-z]+[0-9]*w?|[0-9]+")
 _TRAILING = re.compile(rf"[-_. ]+(?:{'|'.join(sorted(_LABEL_WORDS | _IMAGE_WORDS, key=len, reverse=True))})$", re.IGNORECASE)
 _LEADING = re.compile(rf"^(?:{'|'.join(sorted(_LABEL_WORDS | _IMAGE_WORDS, key=len, reverse=True))})[-_. ]*(?=.*[0-9])", re.IGNORECASE)
 _SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+_SESSION = re.compile(r"ses-[A-Za-z0-9]+")
 _PARTS = {"imagests": "test", "test": "test", "val": "validation", "validation": "validation", "train": "train", "training": "train"}
 _LONGEST_PATTERN = 100  # as in Layout.case
 _MOST_LAYOUTS = 8
 _DEPTH = 6
 
 
-def find_layouts(root: Path) -> list[dict]:
-    """Layouts as a manifest has them, the most frequent first; empty where there is no image."""
+def find_layouts(root: Path) -> tuple[list[dict], list[str]]:
+    """Layouts as a manifest has them, the most frequent first; empty where there is no image. And the templates of images beyond the first eight.
+
+    Raises UserError: images of several channels.
+    """
     images, labels = _files(root)
+    _one_channel(root, images)
     image_templates = _templates(images)
     label_templates = _templates(labels)
     layouts = []
-    for template, ids in sorted(image_templates.items(), key=lambda item: (-len(item[1]), item[0]))[:_MOST_LAYOUTS]:
+    chosen = sorted(image_templates.items(), key=lambda item: (-len(item[1]), item[0]))
+    for template, ids in chosen[:_MOST_LAYOUTS]:
         partner = max(label_templates, key=lambda t: (len(label_templates[t] & ids), _alike(t, template), t), default=None)
         if partner is not None and not label_templates[partner] & ids:
             partner = None
         layout = {"name": f"layout_{len(layouts) + 1}", "image": template, "case": _pattern(ids, template, partner)}
         part = next((_PARTS[folder.lower()] for folder in template.split("/")[:-1] if folder.lower() in _PARTS), None)
         layouts.append(layout | ({"label": partner} if partner else {}) | ({"part": part} if part else {}))
-    return layouts
+    return layouts, [template for template, _ in chosen[_MOST_LAYOUTS:]]
+
+
+def _one_channel(root: Path, images: list[str]) -> None:
+    """nnU-Net's `_0001` beside `_0000` is a second channel of the same image, and no case of its own."""
+    known = set(images)
+    for path in images:
+        stem, suffix = _split_suffix(path)
+        if stem.endswith("_0001") and (first := f"{stem.removesuffix('1')}0{suffix}") in known:
+            raise UserError(f"{root / path}: found a second channel beside {first}, expected one image a case; several are not supported. Keep one channel.")
 
 
 def _pattern(ids: set[str], image: str, label: str | None) -> str:
@@ -129,7 +145,11 @@ def _template(path: str, shared: Counter) -> tuple[str, str]:
     if subject:  # BIDS: other entities (session, reconstruction, run) may differ from case to case
         stem, suffix = _split_suffix(name)
         kind = stem.rsplit("_", 1)[-1]
-        parts = ["{case}" if part == subject else "*" if part.startswith("ses-") else part for part in folders]
+        session = next((part for part in folders if _SESSION.fullmatch(part)), None)
+        if session and stem.startswith(f"{subject}_{session}_"):  # each session is a case; the manifest keeps a subject's together
+            parts = ["sub-*" if part == subject else "ses-*" if part == session else part for part in folders]
+            return "/".join([*parts, f"{{case}}*_{kind}{suffix}"]), f"{subject}_{session}"
+        parts = ["{case}" if part == subject else "*" if part == session else part for part in folders]
         return "/".join([*parts, f"{{case}}*_{kind}{suffix}"]), subject
     if folders and shared[name] > 1:  # one folder a case: the same name in each
         place = next((index for index in range(len(folders) - 1, -1, -1) if not _is_label(folders[index]) and folders[index].lower() not in _IMAGE_WORDS), None)

@@ -192,13 +192,14 @@ def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | N
 
 
 def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.ndarray, np.ndarray | None, Iterable[np.ndarray], dict]:
-    """Image, label and shares of a case, and its grid as JSON holds it. At a time, memory holds the file's volume and one that is being made of it."""
+    """Image, label and shares of a case, its grid as JSON holds it, with a remark on its label where there is one. At a time, memory
+    holds the file's volume and one that is being made of it."""
     volume, native_affine = read_array(case.image)
     native_shape = volume.shape
     volume, affine = to_ras(volume, native_affine)
     step = Resampling.to_spacing(volume.shape, affine, settings.spacing_mm or manifest.spacing_mm)
     low = manifest.window_of(case.modality)[0]
-    near = _box_above(volume, low)
+    inside = near = _box_above(volume, low)
     if near is not None:  # what takes nothing from these voxels cannot be above `low`, and is not resampled
         near = step.around(near, margin=MARGIN_VOXELS)
         whole = step.image(volume, near)
@@ -212,9 +213,16 @@ def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.
     image = np.ascontiguousarray(whole[body])
     del whole
     box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(near, body, strict=True))
-    label, shares = None, ()
+    label, shares, remark = None, (), {}
     if case.label:
         read = to_ras(read_label(case.label, native_shape, native_affine, manifest), native_affine)[0]
+        labelled = int(np.count_nonzero(read))
+        if beyond := labelled - int(np.count_nonzero(read[inside])):
+            told = (
+                f"found {beyond} of {labelled} labelled voxels outside the body's box (no voxel above {low:g}), expected all in it; "
+                f"beyond a margin of {MARGIN_VOXELS} voxels they are cropped. Is the label right, and the window?"
+            )
+            remark = {"remark": told}
         if settings.labels == "nearest":
             label = step.label(read, box)
         else:
@@ -224,7 +232,7 @@ def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.
     cropped = step.new_affine.copy()
     cropped[:3, 3] += cropped[:3, :3] @ [part.start for part in box]
     shapes = {"shape": [int(n) for n in image.shape], "native_shape": [int(n) for n in native_shape]}
-    return image, label, shares, shapes | {"affine": cropped.tolist(), "native_affine": native_affine.tolist()}
+    return image, label, shares, shapes | {"affine": cropped.tolist(), "native_affine": native_affine.tolist()} | remark
 
 
 def _largest(step: Resampling, label: np.ndarray, box: Box, classes: int, *, fitted: bool) -> np.ndarray:

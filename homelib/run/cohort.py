@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..config import Settings, override
-from ..data.cohort import default_folder, open_all
+from ..data.check import faults, listed
+from ..data.cohort import default_folder, failed_in, open_all
 from ..data.layouts import find_cases
 from ..data.manifest import Case, Manifest, load_manifest
 from ..data.memory import residence, within_reach
@@ -15,14 +16,21 @@ from ..data.split import split
 from ..errors import UserError
 from .mixture import label_space
 
+Faulty = Literal["refuse", "leave-out", "keep"]
+FAULTY = get_args(Faulty)
+
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set by name or path of its manifest, the folder of its files, and that of its prepared cases (None: where `home data prepare` puts them)."""
+    """A data set by name or path of its manifest, the folder of its files, and that of its prepared cases (None: where `home data prepare` puts them).
+
+    faulty: what becomes of cases, of any part, that the last `home data check` calls faulty, or that could not be prepared. "keep" trains on the former.
+    """
 
     manifest: str
     root: Path
     prepared: Path | None = None
+    faulty: Faulty = "refuse"
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,12 @@ class Cohort:
     settings: Settings
     train: tuple[PreparedCase, ...]
     validation: tuple[PreparedCase, ...]
+    left_out: tuple[str, ...] = ()  # a line for each data set that has faulty cases
 
     def at_hand(self, say: Callable[[str], None]) -> "Cohort":
-        """The same with its training cases in memory, where all of them fit; the estimate is said."""
+        """The same with its training cases in memory, where all of them fit; the estimate is said, and what was left out."""
+        for line in self.left_out:
+            say(line)
         chosen = residence(self.train, workers=self.settings.training.workers)
         say(str(chosen))
         return replace(self, train=tuple(within_reach(self.train, chosen)))
@@ -62,18 +73,23 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
         The cohort. Patch and epochs are the manifest's, where it has them; an epoch is as many steps as it takes to draw as many patches as there are cases.
 
     Raises:
-        UserError: a fold that is not there, or is needed; no labelled case to train on; cases not prepared, or with different spacings; one id twice.
+        UserError: a fold that is not there, or is needed; no labelled case to train on; cases faulty, not prepared, or with different spacings; one id twice.
     """
-    changes, parts, opened = dict(changes or {}), {"train": [], "validation": [], "test": []}, {}
+    changes, parts, opened, left_out = dict(changes or {}), {"train": [], "validation": [], "test": []}, {}, []
     for one in sets:
         manifest = load_manifest(one.manifest)
         cases = {case.id: case for case in find_cases(manifest, one.root).cases}
         assigned = split(manifest, cases.values(), root=one.root)
         chosen = _parts(manifest, cases, assigned, fold)
+        folder = one.prepared or default_folder(manifest, one.root)
+        if wrong := _faulty(manifest, one, folder, cases):
+            left_out.append(f"{one.root}: left out {len(wrong)} faulty cases ({listed(wrong)}).")
+            chosen = {part: [name for name in ids if name not in wrong] for part, ids in chosen.items()}
+            if not chosen["train"]:
+                raise UserError(f"{one.root}: found faults in all cases to train on ({listed(wrong)}), expected sound ones. Mend them.")
         labelled = [cases[name] for part in ("train", "validation") for name in chosen[part]]
         if twice := [case.id for case in labelled if case.id in opened]:
             raise UserError(f"{one.root}: found the case {twice[0]} in another data set too, expected ids of their own. Rename the files of one.")
-        folder = one.prepared or default_folder(manifest, one.root)
         opened |= {case.case.id: case for case in open_all(labelled, folder)}
         for part, ids in chosen.items():
             parts[part] += ids
@@ -92,7 +108,19 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
     complete = override(complete, {"model.out_channels": len(names), "prediction.one_piece": one_piece} | changes)
     if first.epochs and "training.steps" not in changes:
         complete = override(complete, {"training.steps": first.epochs * -(-len(parts["train"]) // complete.training.patches_a_step)})
-    return Cohort(complete, *(tuple(opened[name] for name in parts[part]) for part in ("train", "validation")))
+    return Cohort(complete, *(tuple(opened[name] for name in parts[part]) for part in ("train", "validation")), tuple(left_out))
+
+
+def _faulty(manifest: Manifest, one: DataSet, folder: Path, cases: Mapping[str, Case]) -> dict[str, str]:
+    """The cases to leave out of every part, with what is wrong. A faulty case is so though it was prepared."""
+    wrong = {} if one.faulty == "keep" else faults(manifest, one.root, list(cases.values()))[0]
+    wrong |= {name: "not prepared" for name in failed_in(folder) if name in cases and name not in wrong}
+    if wrong and one.faulty != "leave-out":
+        raise UserError(
+            f"{one.root}: found {len(wrong)} faulty cases ({listed(wrong)}), expected none. "
+            f"Mend them (home data check {manifest.reference} {one.root}), or train with --faulty leave-out."
+        )
+    return wrong
 
 
 def _folds(manifest: Manifest) -> int | None:

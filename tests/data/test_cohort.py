@@ -183,6 +183,21 @@ def test_a_bad_case_is_told_and_the_others_are_done(cases, tmp_path, workers):
     assert [path.name for path in (tmp_path / "out").glob("*.zip")] == ["case-3.zip"]
 
 
+def test_labels_outside_the_body_are_told_of_each_time(cases, tmp_path):
+    image, label = nib.load(cases[0].image), nib.load(cases[0].label)
+    values, marks = np.asarray(image.dataobj).copy(), np.asarray(label.dataobj).copy()
+    values[:5], marks[:5], marks[:5, 3, 3] = -1000, 0, marks.max()  # five labelled voxels in the air
+    nib.save(nib.Nifti1Image(values, image.affine), cases[0].image)
+    nib.save(nib.Nifti1Image(marks, label.affine), cases[0].label)
+    for state in ("prepared", "unchanged"):
+        first, *others = run(cases, tmp_path / "out")
+        assert first.state == state
+        assert f"{cases[0].label}: found 5 of " in first.message
+        assert [other.message for other in others] == [""] * 3
+    told = pd.read_csv(tmp_path / "out" / cohort.TOLD)
+    assert told["message"].notna().tolist() == [True, False, False, False]
+
+
 def test_a_fault_that_nobody_thought_of_stops_no_other_case(cases, tmp_path, monkeypatch):
     original = cohort.prepare_into
 

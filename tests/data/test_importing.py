@@ -12,6 +12,7 @@ import pytest
 from homelib.data.check import check
 from homelib.data.importing import import_folder
 from homelib.data.layouts import find_cases
+from homelib.data.split import split
 from homelib.errors import UserError
 
 _spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
@@ -48,6 +49,13 @@ LAYOUTS = {
     "BIDS with sessions and derivatives": pairs(
         "{}/ses-1/anat/{}_ses-1_T2w.nii.gz", "derivatives/hand/{}/ses-1/anat/{}_ses-1_dseg.nii.gz", ["sub-A1", "sub-B2"]
     ),
+    "BIDS with several sessions of a subject": {
+        f"sub-{subject}_ses-{session}": (
+            f"sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_T2w.nii.gz",
+            f"sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_dseg.nii.gz",
+        )
+        for subject, session in (("A1", "1"), ("A1", "10"), ("B2", "1"))
+    },
     "a folder a case": pairs("{}/ct.nii.gz", "{}/label.nii.gz", ["Anna", "Bert", "Carl"]),
     "a folder a case, masks": pairs("{}/ct.nii.gz", "{}/segmentations/", ["s0001", "s0002"]),
     "a folder a case, its name in the files": pairs("{}/{}_ct.nii.gz", "{}/{}_seg.nii.gz", ["p1", "p2"]),
@@ -76,6 +84,34 @@ def test_every_image_finds_its_label(name, tmp_path):
     assert [f for f in checked.findings if f.check != "name"] == []
     assert manifest.spacing_mm == (2, 2, 2.5)
     assert sorted(manifest.labels) == ([1, 2, 3] if LAYOUTS[name] == LAYOUTS["a folder a case, masks"] else [1, 2, 5])
+
+
+def test_sessions_of_a_subject_stay_together(tmp_path):
+    root = tmp_path / "data"
+    name = "sub-{0}/ses-{1}/anat/sub-{0}_ses-{1}_{2}.nii.gz"
+    ids = [(subject, session) for subject in ("A1", "B2", "C3", "D4", "E5") for session in ("1", "2", "3")]
+    write(root, {f"{i}": (name.format(*i, "T2w"), name.format(*i, "dseg")) for i in ids})
+    manifest = import_folder(root, tmp_path / "mine.yaml")
+    parts = split(manifest, find_cases(manifest, root).cases)
+    assert len(parts) == 15
+    folds = {subject: {parts[f"sub-{subject}_ses-{session}"] for session in ("1", "2", "3")} for subject, _ in ids}
+    assert all(len(found) == 1 for found in folds.values())
+    assert len(set.union(*folds.values())) == 5
+
+
+def test_a_second_channel_is_refused_and_no_case_of_its_own(tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["nnU-Net"] | {"second": ("imagesTr/liver_002_0001.nii.gz", "")})
+    with pytest.raises(UserError, match=r"liver_002_0001.nii.gz: found a second channel beside imagesTr/liver_002_0000.nii.gz, expected one image a case"):
+        import_folder(root, tmp_path / "mine.yaml", modality="CT")
+
+
+def test_images_of_too_many_kinds_of_names_are_told_of(tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["two folders"] | {f"{k}": (f"part{k}/own_{k}{'x' * k}q.nii.gz", "") for k in range(9)})
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    assert len(manifest.layouts) == 8
+    assert any("fit no layout here are left out" in line and "of 2 kinds" in line for line in manifest.unverified)
 
 
 def test_dicom_folders_with_labels_beside(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from homelib.config import Settings, override
+from homelib.data.check import check
 from homelib.data.cohort import prepare_all
 from homelib.data.layouts import find_cases
 from homelib.data.manifest import load_manifest
@@ -81,6 +82,20 @@ def mri_set(own_cache, tmp_path_factory) -> Made:
         seed=10,
         more="split: {parts: {train: 0.67, validation: 0.33}}",
     )
+
+
+@pytest.fixture
+def faulty_set(own_cache, tmp_path) -> DataSet:
+    """Six cases in two folds: one whose label the check calls faulty, though it can be prepared, and one that cannot be."""
+    made = make(tmp_path, "own_faulty", cases=6)
+    images = {case.id: case for case in find_cases(load_manifest(made.set.manifest), made.set.root).cases}
+    copied, spoilt = images["own_faulty-1"], images["own_faulty-4"]
+    copied.image.write_bytes(images["own_faulty-0"].image.read_bytes())  # the same patient twice
+    spoilt.image.write_bytes(b"no image")
+    outcomes = prepare_all(images.values(), made.set.prepared, progress=False)
+    assert [outcome.case for outcome in outcomes if outcome.state == "failed"] == ["own_faulty-4"]
+    check(load_manifest(made.set.manifest), made.set.root, workers=1)
+    return made.set
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """A user's data: from prepared cases to runs, fold by fold, alone or with others of different labels."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +10,7 @@ import torch
 
 from homelib import UserError
 from homelib.config import override, preset
+from homelib.data.check import kept_folder
 from homelib.data.manifest import load_manifest
 from homelib.run.cohort import DataSet, cohort, folds_of
 from homelib.run.folder import Run
@@ -64,6 +68,26 @@ def test_folds_where_there_are_none_and_cases_not_prepared_are_named(ct_set, mri
         cohort(brief, [DataSet(ct_set.set.manifest, ct_set.set.root, tmp_path)], fold=0)
     with pytest.raises(UserError, match=r"found the case own_ct-\d in another data set too"):
         cohort(brief, [ct_set.set, ct_set.set], fold=0)
+
+
+def test_faulty_cases_are_refused_left_out_or_kept_and_never_silently(faulty_set, brief):
+    with pytest.raises(UserError, match=r"found 2 faulty cases \(own_faulty-1: duplicate image, own_faulty-4: damaged\), expected none"):
+        cohort(brief, [faulty_set], fold=0)
+    made = cohort(brief, [replace(faulty_set, faulty="leave-out")], fold=0)
+    assert sorted(made.settings.data.train_cases + made.settings.data.validation_cases) == [f"own_faulty-{k}" for k in (0, 2, 3, 5)]
+    said = []
+    made.at_hand(said.append)
+    assert said[0].endswith("left out 2 faulty cases (own_faulty-1: duplicate image, own_faulty-4: damaged).")
+    with pytest.raises(UserError, match=r"found 1 faulty cases \(own_faulty-4: not prepared\)"):  # an old file is of what is no longer there
+        cohort(brief, [replace(faulty_set, faulty="keep")], fold=0)
+
+
+def test_a_case_that_was_not_prepared_is_faulty_without_a_check(faulty_set, brief):
+    shutil.rmtree(kept_folder(load_manifest(faulty_set.manifest), faulty_set.root))
+    with pytest.raises(UserError, match=r"found 1 faulty cases \(own_faulty-4: not prepared\)"):
+        cohort(brief, [faulty_set], fold=0)
+    kept = cohort(brief, [replace(faulty_set, faulty="leave-out")], fold=0).settings.data
+    assert "own_faulty-1" in kept.train_cases + kept.validation_cases
 
 
 def test_classes_of_one_piece_are_those_that_the_data_has(ct_set, brief):
