@@ -55,10 +55,13 @@ def kill_and_resume(folder: Path, *, kills: int, seed: int) -> dict:
     while len(steps) < kills:
         early = len(steps) % EARLY == EARLY - 1  # some while it still starts
         after = rng.uniform(0, starting) if early else starting + rng.uniform(0, SHARE * (whole - starting))
-        if not _run(run.folder, end_after=after):
+        seconds = _run(run.folder, end_after=after)
+        if seconds is None:
             steps.append(_step(run))
             unreadable += not _readable(run)
             continue
+        faster = min(1.0, seconds / whole)  # than the undisturbed one was: on a machine that was busy then, no kill might ever come in time
+        starting, whole = faster * starting, faster * whole
         identical, runs = identical and _same(_weights(run), expected), runs + 1
         run = Run(folder / str(runs))
     _run(run.folder)
@@ -81,8 +84,9 @@ def _timed(run: Run) -> tuple[float, float]:
     return min(first or whole, whole), whole
 
 
-def _run(folder: Path, *, end_after: float | None = None) -> bool:
-    """Whether it came to its end."""
+def _run(folder: Path, *, end_after: float | None = None) -> float | None:
+    """Seconds to its end; None where it was killed before."""
+    began = time.perf_counter()
     process = new_processes(train.__module__).Process(target=train, args=(str(folder),))
     process.start()
     process.join(end_after)
@@ -91,7 +95,7 @@ def _run(folder: Path, *, end_after: float | None = None) -> bool:
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"{folder}: the training ended with exit status {process.exitcode}")
-    return process.exitcode == 0
+    return time.perf_counter() - began if process.exitcode == 0 else None
 
 
 def _readable(run: Run) -> bool:

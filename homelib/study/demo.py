@@ -26,6 +26,8 @@ from ..run.folder import Run, written_whole
 from ..run.predict import predict_probabilities
 from ..run.signals import STATUS, Stopped
 from ..run.train import fit
+from .routing_log import RoutingLog, together
+from .trace import routes
 
 Watch = Callable[[dict[str, pd.DataFrame]], None]  # called with histories so far, by name
 WATCH_SECONDS = 30  # between two calls: a figure takes a processor as long as a step
@@ -75,7 +77,8 @@ def demo_run(
 
 
 def trained(demo: DemoRun, *, progress: bool = True) -> Run:
-    """Train the run, or go on with it; a finished one is returned as it is. Every so often its Dice on the training patient is measured.
+    """Train the run, or go on with it; a finished one is returned as it is. Every so often its Dice on the training patient is measured, and where its
+    experts look there (`homelib.study.routing_log`).
 
     The test patient takes no part: there is no choice of a step or of a setting by it.
     """
@@ -100,7 +103,10 @@ def trained(demo: DemoRun, *, progress: bool = True) -> Run:
             "profile: found 'paper' on a machine without a CUDA GPU, where a step takes minutes; expected smoke or laptop. "
             "To train it all the same set training.accelerator to cpu."
         )
-    return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=training_patient_dice)
+    watch = training_patient_dice
+    if routes(demo.settings):
+        watch = together(watch, RoutingLog(demo.run.folder, demo.train_case, demo.settings))
+    return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=watch)
 
 
 def _keep_sample(run: Run, step: int, predicted: np.ndarray) -> None:

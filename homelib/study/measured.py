@@ -1,11 +1,14 @@
 """Results that took too long for a notebook: measured by a command of `benchmarks/`, kept in `benchmarks/results`, shown as they stand there."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
 from ..errors import UserError
 from ..paths import shipped
+from .balance import LAYER
+from .specialists import SIGNIFICANT, over_seeds, specialists
 
 
 def networks_over_seeds() -> pd.DataFrame:
@@ -30,3 +33,61 @@ def networks_over_seeds() -> pd.DataFrame:
     table["Dice %"], half = 100 * table["dice"], 100 * table["half_width"]
     table["low"], table["high"] = table["Dice %"] - half, table["Dice %"] + half
     return table[["direction", "patient", "network", "M parameters", "steps", "seeds", "Dice %", "low", "high"]]
+
+
+def routing_over_seeds() -> dict[str, pd.DataFrame]:
+    """What `python -m benchmarks.routing_seeds` found of networks from several seeds on a scan that none of them saw; low, high: Student's over seeds.
+
+    Returns:
+        By name, a row a layer (stage, block, level): "information": bits that class and expert share, by chance, and in how many seeds beyond it;
+        "stability": how alike the matched experts of two seeds are (mean over pairs), the band by chance, and how many pairs are beyond it;
+        "without": mean change of Dice over classes without the level, and with its routing shuffled;
+        "specialists": change of a class's Dice without its own expert less that without another (`specialists`), and of how many classes a seed.
+
+    Raises:
+        UserError: the results are not there.
+    """
+    folder = shipped("benchmarks") / "results" / "routing_seeds"
+    kept = {name: _table(folder / f"{name}.csv") for name in ("information", "stability", "lift", "knockout")}
+    beyond = {name: kept[name].assign(beyond=kept[name]["p"] < SIGNIFICANT).groupby(LAYER, sort=False) for name in ("information", "stability")}
+    information = over_seeds(kept["information"], "bits", by=LAYER)
+    information["by chance"], information["seeds beyond"] = (
+        beyond["information"][name].agg(how).to_numpy() for name, how in (("chance", "mean"), ("beyond", "sum"))
+    )
+    pairs = beyond["stability"].agg(
+        similarity=("similarity", "mean"), low=("low", "mean"), high=("high", "mean"), pairs=("beyond", "size"), beyond=("beyond", "sum")
+    )
+    whole = kept["knockout"][kept["knockout"]["what"] != "expert"]
+    found = specialists(kept["lift"], kept["knockout"])
+    excess = over_seeds(found, "excess", by=LAYER)
+    excess["classes a seed"] = found.groupby([*LAYER, "seed"], sort=False).size().groupby(LAYER, sort=False).mean().to_numpy()
+    without = over_seeds(whole, "change", by=[*LAYER, "what"])
+    return {"information": information, "stability": pairs.reset_index(), "without": without, "specialists": excess}
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.name}: not there, expected in benchmarks/results/routing_seeds. `python -m benchmarks.routing_seeds` in a clone makes it."
+        ) from None
+
+
+def said_over_seeds(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """`routing_over_seeds` in a line a layer. "Associated with" is all that is said unless the classes lose more by their own expert than by others over
+    the seeds, the interval of the excess being below zero; then it is "needs"."""
+    lines = []
+    excess = tables["specialists"].set_index(LAYER)
+    for place, row in tables["information"].set_index(LAYER).iterrows():
+        told = f"stage {place[0]}, block {place[1]}, level {place[2]}: class and expert share {row['bits']:.3f} bits ({row['low']:.3f} to {row['high']:.3f})"
+        told += f", by chance {row['by chance']:.3f}; beyond it in {row['seeds beyond']:.0f} of {row['seeds']:.0f} seeds"
+        if place in excess.index:
+            own = excess.loc[place]
+            verdict = "a class needs the expert that goes with it" if own["high"] < 0 else "associated with, and no more"
+            much = f"{own['excess']:+.3f} ({own['low']:+.3f} to {own['high']:+.3f})"
+            told += f". Without its own expert the Dice of a class changes by {much} more than without another: {verdict}"
+        else:
+            told += ". No class has an expert beyond chance"
+        lines.append(told + ".")
+    return lines

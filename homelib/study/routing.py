@@ -22,12 +22,16 @@ def experts_by_class(maps: np.ndarray, label: np.ndarray, class_names: Sequence[
     Returns:
         Tidy rows: class, expert, weight, lift, voxels. A lift of 1 means no association; it shows association, not cause.
     """
-    overall, rows = maps.mean((1, 2, 3), dtype=float), []
+    of = label.ravel()
+    voxels = np.bincount(of, minlength=len(class_names))
+    sums = np.stack([np.bincount(of, weights=one.ravel(), minlength=len(class_names)) for one in maps])  # (E, classes), summed in float64
+    overall, rows = sums.sum(1) / of.size, []
     for index, name in enumerate(class_names):
-        mask = label == index
-        if mask.any():
-            weight = maps[:, mask].mean(1, dtype=float)
-            rows += [{"class": name, "expert": e, "weight": float(w), "lift": float(w / overall[e]), "voxels": int(mask.sum())} for e, w in enumerate(weight)]
+        if voxels[index]:
+            weight = sums[:, index] / voxels[index]
+            rows += [
+                {"class": name, "expert": e, "weight": float(w), "lift": float(w / overall[e]), "voxels": int(voxels[index])} for e, w in enumerate(weight)
+            ]
     return pd.DataFrame(rows)
 
 

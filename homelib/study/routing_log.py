@@ -14,17 +14,18 @@ from torch import nn
 
 from ..config import Settings
 from ..data.prepare import PreparedCase
+from ..errors import UserError
 from ..paths import written_whole
 from ..run.begin import OnValidation
-from .balance import LAYER, balance, use_of_experts
-from .expert_maps import LEVELS, routing_maps
+from .balance import LAYER, at_start, balance, use_of_experts
+from .expert_maps import LEVELS, RoutingMaps, routing_maps
 from .routing import experts_by_class
 
 USE, LIFT = "routing.csv", "routing_lift.csv"
 
 
 class RoutingLog:
-    """Measures the routing of one scan at each validation.
+    """Measures the routing of one scan at each validation, and before the first step of a training from random weights.
 
     `routing.csv`: step, stage, block, level, expert, weight, won, and the layer's entropy and largest_share (see `homelib.study.balance`).
     `routing_lift.csv`, of a labelled scan: step, stage, block, level, class, expert, weight, lift, voxels.
@@ -40,7 +41,12 @@ class RoutingLog:
         self.folder, self.case, self.settings, self.stages, self.levels = Path(folder), case, settings, stages, levels
 
     def __call__(self, step: int, network: nn.Module) -> dict[str, float]:
-        maps = routing_maps(network.eval(), self.case, self.settings, stages=self.stages, levels=self.levels)
+        if self.settings.training.init_from is None and not (self.folder / USE).exists():
+            self._record(0, at_start(self.case, self.settings, stages=self.stages, levels=self.levels))
+        self._record(step, routing_maps(network.eval(), self.case, self.settings, stages=self.stages, levels=self.levels))
+        return {}
+
+    def _record(self, step: int, maps: RoutingMaps) -> None:
         use = use_of_experts(maps).merge(balance(maps)[[*LAYER, "entropy", "largest_share"]], on=LAYER)
         self._add(USE, step, use)
         if maps.label is not None:
@@ -50,7 +56,6 @@ class RoutingLog:
             ]
             lift = pd.concat(tables, ignore_index=True)
             self._add(LIFT, step, lift[[*LAYER, *(name for name in lift if name not in LAYER)]])
-        return {}
 
     def _add(self, name: str, step: int, rows: pd.DataFrame) -> None:
         rows.insert(0, "step", step)
@@ -60,6 +65,14 @@ class RoutingLog:
             rows = pd.concat([kept[kept["step"] < step], rows], ignore_index=True)
         with written_whole(path) as part:
             rows.to_csv(part, index=False)
+
+
+def read_log(folder: str | Path) -> pd.DataFrame:
+    """`routing.csv` of a run. Raises UserError where it was trained without the log."""
+    try:
+        return pd.read_csv(Path(folder) / USE)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {USE}, expected one beside a run that was trained with `RoutingLog`. Train it again in a new folder.") from None
 
 
 def together(*watches: OnValidation) -> OnValidation:

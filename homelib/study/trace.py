@@ -19,11 +19,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..config import Settings
 from ..errors import UserError
 from ..network.home import at_least_float32
 
 LEVELS = (1, 2)
 REDUCTIONS = ("experts", "slots", "winner", "entropy")
+OTHER_ROUTES = ("home", "dispatch", "group_order")  # switches of the network whose other forms route otherwise
 
 
 @dataclass(frozen=True)
@@ -182,11 +184,16 @@ def trace_routing(
             hook.remove()
 
 
+def routes(settings: Settings) -> bool:
+    """Whether a run's network has HoME in the released form, whose routing can be traced."""
+    return settings.network == "MambaHoME" and not set(OTHER_ROUTES) & set(settings.model.changed_switches)
+
+
 def checked_stages(network: nn.Module, stages: Sequence[int] | None) -> list[int]:
     """Stages in order; None is all. Raises UserError: a network without HoME, a stage that it does not have."""
     if not getattr(network, "with_home", False):
         raise UserError(f"network: found {type(network).__name__}, expected a MambaHoME; only HoME routes.")
-    if other := [name for name in ("home", "dispatch", "group_order") if name in network.config.changed_switches]:
+    if other := [name for name in OTHER_ROUTES if name in network.config.changed_switches]:
         raise UserError(f"model.{other[0]}: found {getattr(network.config, other[0])!r}, expected the released form; routing is traced in that alone.")
     known = range(len(network.stages))
     if unknown := [stage for stage in stages or () if stage not in known]:

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from homelib import MambaHoME
+from homelib import MambaHoME, UserError
 from homelib.config import override
 from homelib.run.checkpoint import build_network
 from homelib.run.train import fit
 from homelib.study.balance import at_start, balance, use_of_experts
 from homelib.study.expert_maps import RoutingMaps, routing_maps
-from homelib.study.routing_log import RoutingLog, together
+from homelib.study.routing_log import RoutingLog, read_log, together
 from homelib.study.similarity import pairwise_cosine, similarity
 
 
@@ -122,7 +122,9 @@ def test_routing_is_written_at_each_validation_and_again_when_gone_on_with(smoke
         assert watch(step, network) == {}
     table = pd.read_csv(tmp_path / "routing.csv")
     assert list(table.columns) == ["step", "stage", "block", "level", "expert", "weight", "won", "entropy", "largest_share"]
-    assert table["step"].unique().tolist() == [2, 4]
+    assert table["step"].unique().tolist() == [0, 2, 4]
+    start = use_of_experts(at_start(case, smoke, stages=[0]))
+    np.testing.assert_allclose(table[table["step"] == 0]["weight"], start["weight"], atol=1e-6)
     np.testing.assert_allclose(table.groupby(["step", "level"])["weight"].sum(), 1, atol=1e-3)
     lift = pd.read_csv(tmp_path / "routing_lift.csv")
     assert list(lift.columns) == ["step", "stage", "block", "level", "class", "expert", "weight", "lift", "voxels"]
@@ -133,11 +135,21 @@ def test_routing_is_written_at_each_validation_and_again_when_gone_on_with(smoke
     assert not np.allclose(again[again["step"] == 4]["weight"], table[table["step"] == 4]["weight"], atol=1e-6)
 
 
+def test_a_training_that_begins_elsewhere_has_no_random_start(smoke, case_of, tmp_path):
+    case = case_of(np.random.default_rng(0).uniform(-175, 250, (32, 32, 32)))
+    settings = override(smoke, {"training.init_from": "another"})
+    RoutingLog(tmp_path, case, settings, stages=[0])(2, MambaHoME(smoke.model))
+    assert pd.read_csv(tmp_path / "routing.csv")["step"].unique().tolist() == [2]
+
+
 def test_a_training_with_the_log_is_the_training_without(smoke, prepared, tmp_path):
     settings = override(smoke, {"data.train_cases": (prepared.case.id,), "data.manifest": prepared.case.manifest})
     plain = fit(settings, [prepared], tmp_path / "plain", progress=False, on_validation=lambda step, network: {"told": step})
     watch = together(RoutingLog(tmp_path / "watched", prepared, settings, stages=[3]), lambda step, network: {"told": step})
     watched = fit(settings, [prepared], tmp_path / "watched", progress=False, on_validation=watch)
     pd.testing.assert_frame_equal(watched.history.drop(columns="seconds"), plain.history.drop(columns="seconds"))
-    assert pd.read_csv(watched.folder / "routing.csv")["step"].unique().tolist() == [2, 4]
+    assert pd.read_csv(watched.folder / "routing.csv")["step"].unique().tolist() == [0, 2, 4]
     assert {"routing.csv", "routing_lift.csv"} <= set(watched.saved()["file"])
+    pd.testing.assert_frame_equal(read_log(watched.folder), pd.read_csv(watched.folder / "routing.csv"))
+    with pytest.raises(UserError, match=r"plain: no routing\.csv"):
+        read_log(plain.folder)
