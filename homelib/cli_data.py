@@ -37,7 +37,7 @@ def data_check(
     """Check every case of a data set: names and pairs, files, geometry, intensities, labels. Exit status 1 where there are errors."""
     from .data.check import check
     from .data.findings import count, table, write_findings
-    from .data.fix import fit_for_copies
+    from .data.fix import fit_for_copies, unmended
     from .data.fix import fix as write_fixed
     from .data.manifest import load_manifest
 
@@ -57,6 +57,9 @@ def data_check(
     console.print(f"All findings: {csv or checked.folder / 'findings.csv'}. Cases: {checked.folder / 'cases.csv'}", highlight=False, markup=False)
     if fix is not None:
         repairs = write_fixed(checked, manifest, root, fix)
+        if left := unmended(checked):
+            told = f"{len(left)} files could be mended in another format alone ({left[0]} first), and are linked as they are: write them as NIfTI"
+            console.print(f"{fix}: {told}.", highlight=False, markup=False)
         console.print(f"{fix}: {len(repairs)} files repaired, the others linked. Next: home data check {name} {fix}", highlight=False, markup=False)
     if checked.errors:
         raise typer.Exit(1)

@@ -4,7 +4,9 @@ No test reads or writes the user's cache or run folders.
 """
 
 import os
+import re
 import shutil
+import sys
 
 # Before torch and Triton: threads that spin while they wait make a busy machine several times slower, and without a GPU Triton runs its kernels as Python.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -13,7 +15,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from homelib import ModelConfig, Settings  # noqa: E402
+from homelib import ModelConfig, Settings, cli  # noqa: E402
 from homelib.config import override, preset  # noqa: E402
 from homelib.data.demo import phantom_cases  # noqa: E402
 from homelib.data.prepare import PreparedCase, prepare  # noqa: E402
@@ -64,3 +66,35 @@ def phantoms(own_cache):
 def prepared(phantoms, smoke) -> PreparedCase:
     """phantom-a at the smoke preset's spacing (12 mm)."""
     return prepare(phantoms["phantom-a"], spacing_mm=smoke.data.spacing_mm)
+
+
+@pytest.fixture
+def home(monkeypatch, capsys):
+    """`home ARGUMENTS` in this process: exit status, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["home", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def mistake(home):
+    """`home ARGUMENTS` that must be refused: the one line on stderr."""
+
+    def call(*arguments) -> str:
+        status, out, err = home(*arguments)
+        assert status == 2, (out, err)
+        assert re.fullmatch(r"home: [^\n]+\n", err), err
+        assert "Traceback" not in out + err
+        return err[len("home: ") :].strip()
+
+    return call

@@ -24,39 +24,6 @@ from homelib.study.workbook import Executed
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def home(monkeypatch, capsys):
-    """`home ARGUMENTS` in this process: exit status, stdout, stderr."""
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["home", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
-
-
-@pytest.fixture
-def mistake(home):
-    """`home ARGUMENTS` that must be refused: the one line on stderr."""
-
-    def call(*arguments) -> str:
-        status, out, err = home(*arguments)
-        assert status == 2, (out, err)
-        assert re.fullmatch(r"home: [^\n]+\n", err), err
-        assert "Traceback" not in out + err
-        return err[len("home: ") :].strip()
-
-    return call
-
-
 # ---------------------------------------------------------------- help
 
 

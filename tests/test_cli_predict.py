@@ -1,7 +1,6 @@
 """`home predict` on a folder of DICOM slices, from the slices to labels on their grid; and `home evaluate` on rows that were measured before."""
 
 import re
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -12,28 +11,10 @@ import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from homelib import cli
 from homelib.config import Settings, override
 from homelib.run.checkpoint import build_network, save_weights
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-@pytest.fixture
-def home(monkeypatch, capsys):
-    """`home ARGUMENTS`: exit status, stdout, stderr."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["home", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

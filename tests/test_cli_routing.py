@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 
-from homelib import cli
 from homelib.config import override
 from homelib.data.cases import demo_data, with_demo_cases
 from homelib.run.checkpoint import build_network, save_weights
@@ -29,36 +27,6 @@ def run(smoke, own_cache, tmp_path_factory) -> Run:
     torch.manual_seed(0)
     save_weights(build_network(settings), run.weights_file, settings)
     return run
-
-
-@pytest.fixture
-def home(monkeypatch, capsys):
-    """`home ARGUMENTS` in this process: exit status, stdout, stderr."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["home", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
-
-
-@pytest.fixture
-def mistake(home):
-    def call(*arguments) -> str:
-        status, out, err = home(*arguments)
-        assert status == 2, (out, err)
-        assert re.fullmatch(r"home: [^\n]+\n", err), err
-        return err[len("home: ") :].strip()
-
-    return call
 
 
 def test_a_demo_case_has_maps_tables_a_page_and_a_summary(home, run, tmp_path):

@@ -2,29 +2,9 @@
 
 import json
 import re
-import sys
 
 import pandas as pd
 import pytest
-
-from homelib import cli
-
-
-@pytest.fixture
-def home(monkeypatch, capsys):
-    """`home tables ARGUMENTS` in this process: exit status, stdout, stderr."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["home", "tables", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
@@ -40,29 +20,35 @@ def grid(tmp_path):
     return tmp_path
 
 
-def test_a_table_of_the_paper_by_itself(home):
-    status, out, _ = home("--paper", "T8")
+@pytest.fixture
+def tables(home):
+    """`home tables ARGUMENTS`."""
+    return lambda *arguments: home("tables", *arguments)
+
+
+def test_a_table_of_the_paper_by_itself(tables):
+    status, out, _ = tables("--paper", "T8")
     assert status == 0
     assert "| DyT | 77.5 | 86.3 | 87.4 |" in out
-    assert home("--paper", "T8", "--csv")[1].splitlines()[1:3] == ["LayerNorm,77.4,86.2,87.5", "DyT,77.5,86.3,87.4"]
-    assert r"\toprule" in home("--paper", "T8", "--latex")[1]
+    assert tables("--paper", "T8", "--csv")[1].splitlines()[1:3] == ["LayerNorm,77.4,86.2,87.5", "DyT,77.5,86.3,87.4"]
+    assert r"\toprule" in tables("--paper", "T8", "--latex")[1]
 
 
-def test_a_grid_beside_the_paper(home, grid):
-    status, out, err = home(grid, "--paper", "T8")
+def test_a_grid_beside_the_paper(tables, grid):
+    status, out, err = tables(grid, "--paper", "T8")
     assert status == 0, err
     line = next(line for line in out.splitlines() if line.startswith("| released"))
     assert line == "| released | **51.0 (38.3 to 63.7)** | 2 | 77.5 | 86.3 | 87.4 |"
 
 
-def test_a_grid_by_itself_in_latex(home, grid):
-    status, out, err = home(grid / "results.csv", "--latex")
+def test_a_grid_by_itself_in_latex(tables, grid):
+    status, out, err = tables(grid / "results.csv", "--latex")
     assert status == 0, err
     assert r"released & \textbf{51.0 (38.3 to 63.7)} & 2 \\" in out
 
 
-def test_costs_are_counted_and_what_runs_took_is_told(home, grid):
-    status, out, err = home(grid, "--costs", "--csv")
+def test_costs_are_counted_and_what_runs_took_is_told(tables, grid):
+    status, out, err = tables(grid, "--costs", "--csv")
     assert status == 0, err
     head, *lines = out.strip().splitlines()
     assert head == "arm,dice %,runs,parameters M,GFLOPs,training s,peak GiB"
@@ -84,7 +70,7 @@ def test_costs_are_counted_and_what_runs_took_is_told(home, grid):
         (("GRID", "--grid", "experts", "--costs"), r"--grid: experts has no arm 'released', which the results have; .*"),
     ],
 )
-def test_mistakes_are_one_line(home, grid, arguments, told):
-    status, out, err = home(*(grid if argument == "GRID" else argument for argument in arguments))
+def test_mistakes_are_one_line(tables, grid, arguments, told):
+    status, out, err = tables(*(grid if argument == "GRID" else argument for argument in arguments))
     assert status == 2, (out, err)
     assert re.fullmatch(rf"home: {told}\n", err), err

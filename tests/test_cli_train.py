@@ -1,14 +1,13 @@
 """`home train` on a user's data: prepared by `home data prepare`, trained fold by fold, estimated before; mistakes are one line."""
 
 import re
-import sys
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from homelib import Settings, cli
+from homelib import Settings
 from homelib.data.phantom import ct_phantom
 
 MANIFEST = """
@@ -28,23 +27,6 @@ split: {folds: 3}
 TINY = ["--profile", "smoke"]
 for change in ("training.accelerator=cpu", "training.steps=2", "data.patch_voxels=[16, 16, 16]"):
     TINY += ["--set", change]
-
-
-@pytest.fixture
-def home(monkeypatch, capsys):
-    """`home ARGUMENTS`: exit status, stdout, stderr."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["home", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +85,7 @@ def test_an_estimate_tells_hours_memory_and_disk_for_1_to_64_gpus_and_writes_not
         (["--fold", "all"], r"^--fold: found 'all', expected a number from 0 or all, with --data"),
         (["--data", "amos_ct", "--root", ".", "--fold", "first"], r"^--fold: found 'first'"),
         (["--data", "amos_cd", "--root", "."], r"data set 'amos_cd' is unknown; nearest: amos_ct"),
+        (["--faulty", "ignore"], r"^--faulty: found 'ignore', expected one of refuse, leave-out, keep\.$"),
         (["--profile", "papers"], r"^profile: found 'papers', expected one of smoke, laptop, paper, released; did you mean paper\?"),
     ],
 )

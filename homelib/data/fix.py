@@ -66,6 +66,11 @@ def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path)
     return repairs
 
 
+def unmended(checked: Checked) -> list[str]:
+    """Files with faults that could be mended, were they in a format that is written here: no header apart from its voxels, and no folder of masks."""
+    return sorted({str(f.file) for f in checked.findings if f.fixable and not str(f.file).endswith(_WRITABLE)})
+
+
 def fit_for_copies(root: str | Path, out: str | Path) -> Path:
     """The folder for repaired copies, resolved. Raises UserError as `fix`."""
     root, out = Path(root).expanduser().resolve(), Path(out).expanduser().resolve()

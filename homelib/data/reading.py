@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -261,11 +262,25 @@ def _no_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+@contextlib.contextmanager
+def _with_plain_names(files: list[str]) -> Iterator[list[str]]:
+    """The same files under names that ITK takes: it wants UTF-8, and a name may hold any bytes."""
+    try:
+        "".join(files).encode()
+        yield files
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            links = [Path(folder) / f"{number:06d}{Path(file).suffix}" for number, file in enumerate(files)]
+            for link, file in zip(links, files, strict=True):
+                link.symlink_to(Path(file).absolute())
+            yield [str(link) for link in links]
+
+
 def _read_itk(files: list[str]) -> _Raw:
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    with _no_stderr():
+    with _no_stderr(), _with_plain_names(files) as files:
         if len(files) == 1:
             reader = sitk.ImageFileReader()
             reader.SetFileName(files[0])

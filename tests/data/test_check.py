@@ -17,7 +17,7 @@ from homelib.data.check import check, kept_reports
 from homelib.data.checks import CHECKS, NAMES_AND_PAIRS
 from homelib.data.cohort import prepare_all
 from homelib.data.examine import Rules, examine
-from homelib.data.fix import fix, save
+from homelib.data.fix import fix, save, unmended
 from homelib.data.layouts import find_cases
 from homelib.data.manifest import Layout, load_manifest
 from homelib.data.overview import overview
@@ -217,6 +217,11 @@ def test_a_header_is_examined_again_when_its_voxels_change_and_copied_with_them(
     assert of_case(checked, "two") == []
     fix(checked, only, root, tmp_path / "fixed")
     assert of_case(check(only, tmp_path / "fixed", workers=1, kept=tmp_path / "kept-fixed"), "two") == []
+    assert unmended(checked) == []
+    spoilt = sitk.GetArrayFromImage(scan).astype(np.float32)
+    spoilt[0, 0, 0] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(spoilt), str(image))
+    assert unmended(check(only, root, workers=1, kept=kept)) == [str(image)]  # could be mended in another format
     raw.write_bytes(raw.read_bytes()[:100])
     assert of_case(check(only, root, workers=1, kept=kept), "two") == ["damaged"]
 

@@ -1,6 +1,8 @@
 """One volume in every format comes back with the same values at the same places."""
 
 import importlib.util
+import os
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -62,6 +64,19 @@ def test_a_dicom_series_agrees_with_the_nifti_of_the_same_scan(tmp_path):
     assert scan.modality == "CT"
     np.testing.assert_array_equal(scan.data, writer.image)
     np.testing.assert_allclose(scan.affine, label.affine, atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_any_bytes_may_be_in_a_files_name(volume, tmp_path):
+    name = os.fsdecode(b"bild-\xfc")
+    for suffix in (".nrrd", ".mha", ".nii.gz"):
+        save(volume, tmp_path / f"plain{suffix}")
+        np.testing.assert_array_equal(read((tmp_path / f"plain{suffix}").rename(tmp_path / f"{name}{suffix}")).data, volume.data)
+    writer = corpus.Writer(tmp_path, "x", 3)
+    folder = writer.dicom()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(folder / f"{(number * 7) % 10}-{name}-{number}.dcm")
+    np.testing.assert_array_equal(read(folder.rename(tmp_path / name)).data, writer.image)
 
 
 def test_a_dicom_series_with_names_out_of_order_and_a_rescale(tmp_path):
