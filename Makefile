@@ -38,7 +38,7 @@ demo: $(READY) ## run the demo: train, predict, evaluate and look inside a small
 
 test: $(READY) ## run the tests, side by side on all cores (ARGS='-k scan' picks some of them, ARGS='-n 0 --pdb' one after the other)
 	@echo "make test: the tests; those that need what this machine lacks are skipped and say why"
-	$(call timed,.venv/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS))
+	$(call timed,.venv/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS))
 
 bench: $(READY) ## measure speed and memory on this CPU beside the peers, into benchmarks/results/cpu.json
 	@bash scripts/make_peers.sh

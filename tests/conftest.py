@@ -21,11 +21,6 @@ from homelib.data.demo import phantom_cases  # noqa: E402
 from homelib.data.prepare import PreparedCase, prepare  # noqa: E402
 
 
-def pytest_xdist_auto_num_workers(config):
-    """`-n auto`: one more than there are cores, for many tests wait for processes that they have started."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Everything cached lands in a temporary folder, the same for the whole session."""

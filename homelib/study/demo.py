@@ -78,7 +78,7 @@ def demo_run(
 
 def trained(demo: DemoRun, *, progress: bool = True) -> Run:
     """Train the run, or go on with it; a finished one is returned as it is. Every so often its Dice on the training patient is measured, and where its
-    experts look there (`homelib.study.routing_log`).
+    experts of level 1 look there (`homelib.study.routing_log`).
 
     The test patient takes no part: there is no choice of a step or of a setting by it.
     """
@@ -105,7 +105,7 @@ def trained(demo: DemoRun, *, progress: bool = True) -> Run:
         )
     watch = training_patient_dice
     if routes(demo.settings):
-        watch = together(watch, RoutingLog(demo.run.folder, demo.train_case, demo.settings))
+        watch = together(watch, RoutingLog(demo.run.folder, demo.train_case, demo.settings, levels=(1,)))
     return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=watch)
 
 

@@ -94,7 +94,7 @@ def fast(request, monkeypatch):
     dtype, tolerance = (torch.float64, 1e-11) if backend == "blocked" else (torch.float32, 2e-5)
 
     def check(given, *, softplus=True):
-        if backend == "triton" and given["u"].shape[-1] * given["A"].shape[-1] > 1_100:
+        if backend == "triton" and (given["u"].shape[-1] > 300 or given["u"].shape[-1] * given["A"].shape[-1] > 1_100):
             pytest.skip("Triton's kernels run as Python are too slow for so many tokens and states")
         ours = scan_and_gradients(cast(given, dtype) if dtype != torch.float64 else given, backend, softplus=softplus)
         assert all(torch.isfinite(tensor).all() for tensor in ours.values())
