@@ -29,6 +29,7 @@ FIGURES = {  # at least
     "06_expert_routing": 11,
 }
 
+pytestmark = pytest.mark.timeout(1800)  # the first one to run waits for all notebooks
 each = pytest.mark.parametrize("name", NOTEBOOKS)
 
 
@@ -178,6 +179,23 @@ def test_its_page_holds_its_figures_and_none_is_blank(demo, name):
 
 
 @pytest.mark.slow
+def test_the_grid_that_it_ran_is_known_on_the_command_line_and_not_run_again(demo, home):
+    folder = demo["05_ablations"].notebook.parent / "ablations" / "smoke"
+    run = folder / "released_seed0_c-to-a"
+    assert {"03_training.ipynb", "04_prediction_and_evaluation.ipynb", "log.txt", "metrics.csv", "status.json"} <= {path.name for path in run.iterdir()}
+    written = (run / "metrics.csv").stat().st_mtime_ns
+    for arguments, told in ((["resume"], "2 done"), (["status"], "2 done"), (["collect"], "2 of 2 runs")):
+        status, out, err = home("ablate", *arguments, folder)
+        assert status == 0, (out, err)
+        assert told in out
+    assert (run / "metrics.csv").stat().st_mtime_ns == written
+    table = pd.read_csv(folder / "results.csv")
+    assert set(table["fold"]) == {"c-to-a"}
+    assert set(table.loc[table["role"] == "test", "case"]) == {"phantom-a"}
+    assert pd.read_csv(folder / "runs.csv")["training_seconds"].notna().all()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["a-to-c", "c-to-a"])
 def test_each_direction_leaves_a_complete_run(demo, direction):
     run = demo["03_training"].notebook.parent / "training" / f"smoke-{direction}"
@@ -220,9 +238,9 @@ def test_the_ablations_two_runs_are_done_and_collected(demo):
     folder = demo["05_ablations"].notebook.parent / "ablations" / "smoke"
     results = pd.read_csv(folder / "results.csv")
     assert set(results["arm"]) == {"released", "no-home"}
-    assert set(results.loc[results["role"] == "test", "case"]) == {"phantom-c"}
+    assert set(results.loc[results["role"] == "test", "case"]) == {"phantom-a"}
     for arm in ("released", "no-home"):
-        run = folder / f"{arm}_seed0_a-to-c"
+        run = folder / f"{arm}_seed0_c-to-a"
         assert json.loads((run / "status.json").read_text())["state"] == "done"
         assert Settings.load(run / "settings.json").network == {"released": "MambaHoME", "no-home": "SegMamba"}[arm]
 

@@ -262,32 +262,6 @@ def test_ctrl_c_stops_the_runs_ends_their_kernels_and_leaves_what_can_be_gone_on
     assert {row.record.ended for row in Sweep.open(grid_folder).rows()} == {("03_training", "04_prediction_and_evaluation")}
 
 
-@pytest.mark.slow
-def test_a_real_grid_from_the_command_line_to_its_table(tmp_path, monkeypatch, capsys):
-    """Two steps of a small training on phantoms, predicted and evaluated by the workbook's own notebooks."""
-    file = tmp_path / "tiny.yaml"
-    changes = "{training.steps: 2, training.validate_every: 2, training.accelerator: cpu}"
-    file.write_text(f"name: tiny\nquestion: Does it run?\nprofile: smoke\nchanges: {changes}\narms: {{released: {{}}}}\nseeds: [0]\nfolds: [c-to-a]\n")
-
-    def home(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["home", "ablate", *arguments, "--folder", str(tmp_path / "runs")])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        told = capsys.readouterr()
-        assert not end.value.code, told
-        return told.out
-
-    assert "tiny" not in home("run", str(file), "--gpus", "0", "--memory", "1")
-    assert "1 done" in home("status", "tiny")
-    assert "1 of 1 runs" in home("collect", "tiny")
-    table = pd.read_csv(tmp_path / "runs" / "results.csv")
-    assert set(table["fold"]) == {"c-to-a"}
-    assert set(table.loc[table["role"] == "test", "case"]) == {"phantom-a"}
-    run = tmp_path / "runs" / "released_seed0_c-to-a"
-    assert {"03_training.ipynb", "04_prediction_and_evaluation.ipynb", "log.txt", "metrics.csv", "status.json"} <= {path.name for path in run.iterdir()}
-    assert pd.read_csv(tmp_path / "runs" / "runs.csv")["training_seconds"].notna().all()
-
-
 # ---------------------------------------------------------------- where
 
 
