@@ -20,11 +20,11 @@ endif
 timed = @$(1); status=$$?; seconds=$$(( $$(date +%s) - $(STARTED) )); \
 	echo "make $@: exit status $$status after $$((seconds / 60)) min $$((seconds % 60)) s in all"; exit $$status
 
-.PHONY: help env demo test lab bench bench-data bench-gpu clean
+.PHONY: help env demo test lab bench bench-data bench-evaluation bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 env: $(READY) ## install homelib and all it needs into .venv (PYTHON=python3.12 picks the interpreter)
 	@echo "make env: .venv is up to date; 'source .venv/bin/activate' puts it on your path"
@@ -38,7 +38,7 @@ demo: $(READY) ## run the demo: train, predict, evaluate and look inside a small
 
 test: $(READY) ## run the tests, side by side on all cores (ARGS='-k scan' picks some of them, ARGS='-n 0 --pdb' one after the other)
 	@echo "make test: the tests; those that need what this machine lacks are skipped and say why"
-	$(call timed,.venv/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS))
+	$(call timed,.venv/bin/python -m pytest -n auto --dist worksteal $(ARGS))
 
 bench: $(READY) ## measure speed and memory on this CPU beside the peers, into benchmarks/results/cpu.json
 	@bash scripts/make_peers.sh
@@ -46,6 +46,9 @@ bench: $(READY) ## measure speed and memory on this CPU beside the peers, into b
 
 bench-data: $(READY) ## measure preparing scans and reading patches beside plain scripts, into benchmarks/results/data.json
 	$(call timed,.venv/bin/python -m benchmarks.data)
+
+bench-evaluation: $(READY) ## measure HD95 beside MONAI's and the prediction of a large scan, into benchmarks/results/evaluation.json
+	$(call timed,.venv/bin/python -m benchmarks.evaluation)
 
 bench-gpu: ## speed and memory on a GPU, into benchmarks/results/gpu.json (PYTHON=python3 picks an environment with torch and triton; installs nothing)
 	$(call timed,PYTHONPATH=.:$$PYTHONPATH $(if $(wildcard $(READY)),.venv/bin/python,$(PYTHON)) -m benchmarks.gpu)

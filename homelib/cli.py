@@ -212,6 +212,9 @@ def evaluate(
     if reference is None and predicted.suffix == ".csv":
         from .study.evaluation_report import evaluate_rows
 
+        given = {"--csv": csv, "--raw": raw, "--lesions": lesions, "--tolerance": tolerance != [1.0, 2.0, 3.0], "--workers": workers}
+        if unused := [name for name, value in given.items() if value]:
+            raise UserError(f"{unused[0]}: found it with rows that were measured before, which it cannot change; expected it with PRED and REF. Leave it out.")
         evaluate_rows(predicted, console, data=data, convention=convention)
         return
     if reference is None:

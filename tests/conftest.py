@@ -21,6 +21,11 @@ from homelib.data.demo import phantom_cases  # noqa: E402
 from homelib.data.prepare import PreparedCase, prepare  # noqa: E402
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """-n auto: one more than there are cores, for a worker waits now and then for a process that it has started; 8 at most, for the memory."""
+    return min(8, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Everything cached lands in a temporary folder, the same for the whole session."""

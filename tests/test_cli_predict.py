@@ -95,6 +95,57 @@ def test_a_series_that_is_not_whole_is_told_and_the_others_are_done(run, series,
     assert not (tmp_path / "alone.nii.gz").exists()
 
 
+def test_series_deeper_down_are_found_and_named_by_their_way(run, series, home, tmp_path):
+    slices, _ = series
+    deep = tmp_path / "export" / "patient-9" / "study" / "series-1"
+    deep.parent.mkdir(parents=True)
+    slices.rename(deep)
+    status, out, err = home("predict", run, tmp_path / "export", "--out", tmp_path / "labels_0.5", "--accelerator", "cpu")
+    assert (status, "1 predicted, 0 unchanged, 0 failed" in out) == (0, True), err
+    assert (tmp_path / "labels_0.5" / "patient-9_study_series-1.nii.gz").exists()
+
+
+def test_slices_of_another_modality_are_refused_unless_it_is_said(run, series, home, tmp_path):
+    slices, nifti = series
+    for file in slices.iterdir():
+        header = pydicom.dcmread(file)
+        header.Modality = "MR"
+        header.save_as(file)
+    status, _, err = home("predict", run, slices, nifti, "--out", tmp_path / "out")
+    assert status == 2
+    expected = f"home: {slices}: found DICOM slices of MR, expected CT as in demo_ct. Leave it out, or say --modality CT.\n"
+    assert err == expected
+    assert not (tmp_path / "out").exists()
+    status, out, err = home("predict", run, slices, "--out", tmp_path / "out", "--modality", "CT", "--accelerator", "cpu")
+    assert (status, "1 predicted" in out) == (0, True), err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("001,m,REF,liver,dice,much,1,9,9", "line 2: found the value 'much', expected a number"), ("001,m,REF,liver,dicee,0.5,1,9,9", "metric: found 'dicee'")],
+)
+def test_rows_that_are_none_are_one_line(line, words, mistake, tmp_path):
+    csv = tmp_path / "metrics.csv"
+    csv.write_text("case,method,label_origin,class,metric,value,unit,reference_voxels,predicted_voxels\n" + line + "\n")
+    assert words in mistake("evaluate", csv)
+    assert words in mistake("compare", csv)
+
+
+def test_options_that_rows_have_no_use_for_are_refused(mistake, tmp_path):
+    (tmp_path / "m.csv").write_text("case\n")
+    assert mistake("evaluate", tmp_path / "m.csv", "--csv", tmp_path / "other.csv").startswith("--csv: found it with rows that were measured before")
+
+
+def test_rows_of_distances_alone_and_cases_called_na_are_shown(home, tmp_path):
+    csv = tmp_path / "metrics.csv"
+    rows = ["case,method,label_origin,class,metric,value,unit,reference_voxels,predicted_voxels"]
+    rows += [f"{case},m,REF,liver,hd95_voxels,{mm},mm,9,9" for case, mm in (("NA", 2.0), ("null", 4.0))]
+    csv.write_text("\n".join(rows) + "\n")
+    status, out, err = home("evaluate", csv)
+    assert (status, err) == (0, "")
+    assert "mean over 2 cases" in out
+
+
 def test_rows_that_were_measured_are_averaged_under_another_convention(home, tmp_path):
     csv = tmp_path / "metrics.csv"
     rows = ["case,method,label_origin,class,metric,value,unit,reference_voxels,predicted_voxels"]

@@ -6,6 +6,7 @@ import numpy as np
 
 from .reading import ReadFault
 
+DICOM_MODALITIES = {"CT": "CT", "MR": "MRI", "US": "US"}  # DICOM's word -> a manifest's
 _HEADER = ["Modality", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns"]
 _HEADER += ["BitsAllocated", "SamplesPerPixel", "ImagesInAcquisition", "NumberOfFrames", "SOPClassUID"]
 _UNEVEN = 0.1  # part of the usual step that a step may differ
@@ -35,6 +36,19 @@ def series_files(folder: Path) -> tuple[list[Path], str | None, np.ndarray]:
     files = sorted(places, key=places.get)
     _require_whole(folder, files, [places[file] for file in files], headers)
     return files, one.get("Modality"), (corners[files[-1]] - corners[files[0]]) / (len(files) - 1)
+
+
+def told_modality(folder: Path) -> str | None:
+    """What the first slice of a folder says it is of, in DICOM's words: CT, MR, US; None where none says it."""
+    import pydicom
+
+    for file in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        try:
+            if told := pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality"]).get("Modality"):
+                return str(told)
+        except Exception:  # noqa: S112  no slice; what is wrong with it is told when the scan is read
+            continue
+    return None
 
 
 def _headers(folder: Path) -> dict:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .dicom import DICOM_MODALITIES
 from .findings import Finding, finding
 from .manifest import Case, Manifest, Range
 from .reading import ReadFault, Volume, read, read_label, times
@@ -18,7 +19,7 @@ from .reading import ReadFault, Volume, read, read_label, times
 VERSION = 2  # to be raised with every change of what is found, so that no stale result is kept
 APART_MM = 0.1  # that an image and its label may lie apart, at any corner
 SPACING_MM = (0.05, 20.0)  # beyond it, lengths are hardly in mm
-_DICOM_MODALITY = {"CT": "CT", "MRI": "MR", "US": "US"}
+_DICOM_MODALITY = {ours: theirs for theirs, ours in DICOM_MODALITIES.items()}
 _SAMPLES = 2_000_000  # voxels at most for percentiles
 
 

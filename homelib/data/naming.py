@@ -51,7 +51,7 @@ def find_layouts(root: Path) -> tuple[list[dict], list[str]]:
 
     Raises UserError: images of several channels.
     """
-    images, labels = _files(root)
+    images, labels = images_and_labels(root)
     _one_channel(root, images)
     image_templates = _templates(images)
     label_templates = _templates(labels)
@@ -87,7 +87,7 @@ def _pattern(ids: set[str], image: str, label: str | None) -> str:
     return f"[^/]+(?<!{own})" if own else "[^/]+"
 
 
-def _files(root: Path) -> tuple[list[str], list[str]]:
+def images_and_labels(root: Path) -> tuple[list[str], list[str]]:
     """Images and labels below `root`, as paths relative to it; a folder of slices or of masks is one path that ends in `/`."""
     images, labels = [], []
     volumes_in: dict[Path, set[str]] = {}

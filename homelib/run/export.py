@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from torch import nn
 
 from .. import __version__
@@ -21,7 +20,9 @@ from ..data.manifest import Manifest, as_yaml, load_manifest
 from ..errors import UserError
 from .checkpoint import build_network, load_weights, save_weights
 from .folder import Run
+from .metrics import EMPTY_RULE, LESIONS, metric_of
 from .mixture import label_space
+from .pairs import read_rows
 from .to_onnx import write_onnx
 
 NEEDS = "Needs the Python package homelib.\n\n"
@@ -180,19 +181,25 @@ def _cases(ids: tuple[str, ...]) -> str:
 
 
 def _measured(run: Run) -> str:
-    """Mean Dice by class on the test cases, from the run's own rows."""
+    """Mean of every metric by class on the test cases, from the run's own rows: those of its network, or of the one method that was measured."""
     if not run.metrics_file.exists():
         return "Nothing was measured for this run."
-    rows = pd.read_csv(run.metrics_file)
-    rows = rows[(rows["metric"] == "dice") & (rows["method"] == run.settings.network) & (rows["class"] != "background")]
+    rows = read_rows(run.metrics_file)
     if "role" in rows:
         rows = rows[rows["role"] == "test"]
+    if "method" in rows and rows["method"].nunique() > 1:
+        rows = rows[rows["method"] == run.settings.network]
+    rows = rows[rows["class"] != "background"]
     if rows.empty:
         return "No test case was measured for this run."
-    origin = ", ".join(dict.fromkeys(rows["label_origin"]))
-    head = f"Dice on {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}:"
-    means = rows.groupby("class", sort=False)["value"].mean()
-    return "\n".join([head, "", "| class | Dice |", "| --- | --- |", *(f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in means.items())])
+    origin = ", ".join(dict.fromkeys(rows["label_origin"])) if "label_origin" in rows else "UNSTATED"
+    metrics = [name for name in dict.fromkeys(rows["metric"]) if name not in LESIONS]
+    means = rows.groupby(["class", "metric"], sort=False)["value"].mean().unstack()[metrics]
+    units = [f"{name} [{metric_of(name).unit}]" if metric_of(name).unit != "1" else name for name in metrics]
+    lines = [["class", *units], ["---"] * (1 + len(metrics))]
+    lines += [[name.replace("_", " "), *(f"{value:.3f}" for value in values)] for name, values in zip(means.index, means.to_numpy(), strict=True)]
+    head = f"Means over {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}. {EMPTY_RULE}"
+    return "\n".join([head, "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def _text(path: Path, text: str) -> None:

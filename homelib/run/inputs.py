@@ -1,6 +1,7 @@
 """What a user points at, as cases to predict: files, folders of files, folders of DICOM slices, a part of a data set."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 from ..config import DataConfig, Settings
 from ..data.cases import demo_data
 from ..data.demo import DEMO_MANIFESTS
+from ..data.dicom import DICOM_MODALITIES, told_modality
 from ..data.layouts import IMAGE_SUFFIXES, find_cases
-from ..data.manifest import Case, Manifest, load_manifest
+from ..data.manifest import Case, Manifest, Modality, load_manifest
 from ..data.split import split
 from ..errors import UserError
 
@@ -17,24 +19,25 @@ from ..errors import UserError
 def find_inputs(paths: Sequence[str | Path], manifest: Manifest, *, modality: str | None = None) -> list[Case]:
     """Unlabelled cases of a data set's kind, in order. Ids are the files' names, less their ending and nnU-Net's `_0000`.
 
+    modality: of all of them; None takes the data set's, or what a folder of DICOM slices says of itself.
+
     Raises UserError: nothing there, two of one id, a modality that the data set has no window for.
     """
-    found: list[Path] = []
+    found: dict[Path, str] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file; expected a scan (NIfTI, NRRD, MetaImage), a folder of scans or of DICOM slices. Check the path.")
-        here = [path] if path.is_file() or holds_slices(path) else _in_folder(path)
+        here = {path: _id(path)} if path.is_file() or holds_slices(path) else _in_folder(path)
         if not here:
             raise UserError(f"{path}: no scan there, expected NIfTI, NRRD or MetaImage files, or DICOM slices. Check the folder.")
-        found += here
-    modality = modality or manifest.modality
-    manifest.window_of(modality)
-    cases = [Case(_id(path), path, None, modality, "UNSTATED", manifest.reference) for path in found]
+        found |= here
+    manifest.window_of(modality or manifest.modality)
+    cases = [Case(name, path, None, modality or _modality(path, manifest), "UNSTATED", manifest.reference) for path, name in found.items()]
     seen: dict[str, Path] = {}
     for case in cases:
         if (other := seen.setdefault(case.id, case.image)) != case.image:
             raise UserError(f"{case.image}: found the same name as {other}, expected a name of its own for each case. Rename one, or predict them apart.")
-    return list(dict.fromkeys(cases))
+    return cases
 
 
 def manifest_for(data: DataConfig, modality: str | None) -> Manifest:
@@ -96,10 +99,26 @@ def holds_slices(folder: Path) -> bool:
     return False
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """Its scans, and its folders of slices."""
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in entries if (path.is_dir() and holds_slices(path)) or (path.is_file() and path.name.endswith(IMAGE_SUFFIXES))]
+def _in_folder(folder: Path) -> dict[Path, str]:
+    """Its scans, and its folders of slices, those deeper down (patient/study/series) too: path -> id, `patient_study_series` say."""
+    found = {}
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if path.is_file() and path.name.endswith(IMAGE_SUFFIXES):
+            found[path] = _id(path)
+        elif path.is_dir():
+            series = [Path(below) for below, _, _ in os.walk(path) if holds_slices(Path(below))]
+            found |= {one: "_".join(one.relative_to(folder).parts) for one in sorted(series)}
+    return found
+
+
+def _modality(path: Path, manifest: Manifest) -> Modality:
+    """Of the data set; of slices what they say. Raises UserError for slices of a modality that the data set has no window for."""
+    if path.is_file() or (told := told_modality(path)) is None:
+        return manifest.modality
+    if (said := DICOM_MODALITIES.get(told)) not in manifest.modalities:
+        known = ", ".join(manifest.modalities)
+        raise UserError(f"{path}: found DICOM slices of {told}, expected {known} as in {manifest.name}. Leave it out, or say --modality {manifest.modality}.")
+    return said
 
 
 def suffix_of(path: Path) -> str:

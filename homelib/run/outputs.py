@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..paths import written_whole
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+MAPS = "probabilities"  # folder of these, beside labels
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -61,6 +62,11 @@ def require_label_map(class_names: Sequence[str], path: Path) -> None:
         raise UserError(f"{path}: exists already, is no label map of {', '.join(class_names[1:4])}, ..., and is left as it is. Choose another --out.")
 
 
+def map_files(folder: Path, class_names: Sequence[str], case_id: str, suffix: str) -> list[Path]:
+    """Where the probabilities of a case lie, below the folder of its label: a file a class but the background."""
+    return [folder / MAPS / f"{case_id}_{name}_probability{suffix}" for name in class_names[1:]]
+
+
 class ProbabilityMaps:
     """Each class's probability on the file's grid, in steps of 1/255, gathered on disk while a case is predicted: memory stays that of a slab.
 
@@ -68,7 +74,7 @@ class ProbabilityMaps:
     """
 
     def __init__(self, shape: tuple[int, int, int], class_names: Sequence[str], folder: Path):
-        self.shape, self.names, self.folder = shape, tuple(class_names), folder
+        self.shape, self.names, self.folder = shape, tuple(class_names), folder / MAPS
 
     def __enter__(self) -> "ProbabilityMaps":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,9 +86,9 @@ class ProbabilityMaps:
         self.volumes[index][box] = (probabilities.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
     def write(self, affine: np.ndarray, case_id: str, suffix: str) -> list[Path]:
-        """`<case>_<class>_probability<suffix>` for every class but the background."""
-        named = list(zip(self.names, self.volumes, strict=True))[1:]
-        return [write_volume(np.asarray(volume), affine, self.folder / f"{case_id}_{name}_probability{suffix}", slope=1 / 255) for name, volume in named]
+        """`<case>_<class>_probability<suffix>` for every class but the background, over what is there."""
+        paths = map_files(self.folder.parent, self.names, case_id, suffix)
+        return [write_volume(np.asarray(volume), affine, path, slope=1 / 255) for path, volume in zip(paths, self.volumes[1:], strict=True)]
 
     def __exit__(self, *error: object) -> None:
         self.volumes = []

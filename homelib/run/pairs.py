@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ import pandas as pd
 from ..data.examine import APART_MM, apart_mm
 from ..data.layouts import IMAGE_SUFFIXES
 from ..data.manifest import Manifest, load_manifest
+from ..data.naming import images_and_labels
 from ..data.parallel import over
 from ..data.prepare import read_array
 from ..errors import UserError
 from ..paths import written_whole
 from .evaluate import COLUMNS, evaluate
-from .metrics import FULL, NSD, metric_of
+from .metrics import FULL, LESIONS, NSD, metric_of
 
 LABEL_MAP = "labels.json"  # beside predictions: class index -> name
 _DECORATION = re.compile(r"(_0000|[_-](label|labels|seg|segmentation|mask|gt|pred|prediction))$", re.IGNORECASE)
@@ -40,13 +41,14 @@ class Measured:
 
 
 def find_pairs(predicted: str | Path, reference: str | Path) -> tuple[list[Pair], list[str]]:
-    """Two files, or the files of two folders by case id (a file's name without its ending and `_seg`, `_label`, `_0000` or the like).
+    """Two files, or the labels of two folders by case id: a file's name without its ending and `_seg`, `_label`, `_0000` or the like; or the name of a
+    folder of one case, with its label, alone or beside its scan, or with a mask a class.
 
     Returns:
         Pairs in order of their ids, and a line for each file without a partner.
 
     Raises:
-        UserError: no such file or folder, a file and a folder, two files of one id, no pair.
+        UserError: no such file or folder, a file and a folder, two labels of one id, no pair.
     """
     predicted, reference = Path(predicted), Path(reference)
     for path in (predicted, reference):
@@ -79,14 +81,23 @@ def _stem(path: Path) -> str:
 
 
 def _by_case(folder: Path) -> dict[str, Path]:
+    """Its files; or, where it has none, what is in its folders."""
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    labels = [(case_id(path), path) for path in entries if path.is_file() and path.name.endswith(IMAGE_SUFFIXES)]
+    labels = labels or [(entry.name, path) for entry in entries if entry.is_dir() for path in _labels_in(entry)]
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(IMAGE_SUFFIXES):
-            continue
-        if (name := case_id(path)) in found:
-            raise UserError(f"{folder}: found {found[name].name} and {path.name} for the case {name}, expected one file a case. Move one away.")
+    for name, path in labels:
+        if name in found:
+            first, second = (each.relative_to(folder) for each in (found[name], path))
+            raise UserError(f"{folder}: found {first} and {second} for the case {name}, expected one label a case. Move one away.")
         found[name] = path
     return found
+
+
+def _labels_in(case: Path) -> list[Path]:
+    """Of a folder of one case: what its name says is a label, else its only file, else the folder itself, a mask a class."""
+    images, labels = images_and_labels(case)
+    return [case / name for name in labels] or ([case / images[0]] if len(images) == 1 else [case] * bool(images))
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class Measure:
 
     class_names: tuple[str, ...]
     manifest: str | None = None
+    _: KW_ONLY
     predicted_names: tuple[str, ...] = ()
     method: str = "prediction"
     label_origin: str = "UNSTATED"
@@ -139,8 +151,10 @@ def predicted_names_of(predicted: Path, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _map_beside(predicted: Path) -> Path:
+    if predicted.is_dir():
+        return predicted / LABEL_MAP
     own = predicted.with_name(f"{_stem(predicted)}.{LABEL_MAP}")
-    return own if predicted.is_file() and own.exists() else (predicted if predicted.is_dir() else predicted.parent) / LABEL_MAP
+    return own if own.exists() else predicted.with_name(LABEL_MAP)
 
 
 def _read_map(path: Path) -> tuple[str, ...]:
@@ -154,10 +168,7 @@ def _read_map(path: Path) -> tuple[str, ...]:
 def measure_pairs(pairs: Sequence[Pair], how: Measure, *, workers: int = 1, on_case=lambda: None) -> Measured:
     """All pairs, `workers` at a time; a pair that cannot be measured is a line. `on_case` is called after each. Raises UserError for an unknown metric."""
     for name in how.all_metrics:
-        try:
-            metric_of(name)
-        except KeyError:
-            raise UserError(f"metrics: found {name!r}, expected some of {', '.join(FULL)}, or nsd_2mm.") from None
+        _known_metric(name, "metrics")
     if unknown := set(how.lesion_classes) - set(how.class_names):
         raise UserError(f"lesions: found {', '.join(sorted(unknown))}, expected classes: {', '.join(how.class_names[1:])}.")
     tables, lines = {}, {}
@@ -182,6 +193,8 @@ def _measured(job: tuple[Pair, Measure]) -> pd.DataFrame | UserError:
 
 def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
     manifest = load_manifest(how.manifest) if how.manifest else None
+    if manifest is None and (masks := next((path for path in (pair.predicted, pair.reference) if path.is_dir()), None)):
+        raise UserError(f"{masks}: found a folder of masks, expected a data set that names their classes; left out. Give --data NAME.")
     (P, p_affine), (R, r_affine) = (
         read_array(path, what="label", labels=manifest.labels if manifest and path.is_dir() else None) for path in (pair.predicted, pair.reference)
     )
@@ -191,7 +204,11 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
     if (apart := apart_mm(p_affine, r_affine, R.shape)) > APART_MM:
         raise UserError(f"{pair.predicted}: lies up to {apart:.3g} mm from its reference, expected at most {APART_MM}; left out. Check its affine.")
     if manifest is not None:
-        R, P = manifest.merge(R), manifest.merge(P) if how.raw_predictions else _renumbered(P, pair.predicted, how)
+        raw, R = R, manifest.merge(R)
+        if raw.any() and not R.any() and not (found := set(np.unique(raw).tolist())) & set(manifest.labels):
+            values = ", ".join(f"{value:g}" for value in sorted(found - {0})[:5])
+            raise UserError(f"{pair.reference}: found the values {values}, none of a class of {manifest.name}; left out. Is it this data set's label?")
+        P = manifest.merge(P) if how.raw_predictions else _renumbered(P, pair.predicted, how)
     else:
         P, R = (_indices(volume, path, len(how.class_names)) for volume, path in ((P, pair.predicted), (R, pair.reference)))
     return evaluate(
@@ -225,18 +242,30 @@ def _indices(volume: np.ndarray, path: Path, classes: int) -> np.ndarray:
 
 
 def read_rows(path: Path, *, columns: Sequence[str] = ("case", "class", "metric", "value")) -> pd.DataFrame:
-    """The tidy CSV again, ids as text. Raises UserError: no such file, no CSV, `columns` missing, no rows."""
+    """The tidy CSV again, ids as text. Raises UserError: no such file, no CSV, `columns` missing, no rows, a value that is no number, an unknown metric."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; `home evaluate` writes it.")
     try:
-        rows = pd.read_csv(path, dtype={"case": str})
+        rows = pd.read_csv(path, dtype={"case": str}, keep_default_na=False, na_values={"value": ["", "nan", "NaN"]})
     except (ValueError, UnicodeDecodeError):
         raise UserError(f"{path}: cannot be read as a CSV, expected what `home evaluate` writes.") from None
     if missing := set(columns) - set(rows):
         raise UserError(f"{path}: no column {', '.join(sorted(missing))}, expected what `home evaluate` writes.")
     if rows.empty:
         raise UserError(f"{path}: no rows, expected one a case, class and metric.")
-    return rows
+    numbers = pd.to_numeric(rows["value"], errors="coerce")
+    if (wrong := rows["value"][numbers.isna() & rows["value"].notna()]).size:
+        raise UserError(f"{path}: line {wrong.index[0] + 2}: found the value {wrong.iloc[0]!r}, expected a number. Mend it, or measure anew.")
+    for name in set(rows["metric"]) - set(LESIONS):
+        _known_metric(name, f"{path}: metric")
+    return rows.assign(value=numbers)
+
+
+def _known_metric(name: str, field: str) -> None:
+    try:
+        metric_of(name)
+    except KeyError:
+        raise UserError(f"{field}: found {name!r}, expected some of {', '.join(FULL)}, or nsd_2mm.") from None
 
 
 def write_rows(rows: pd.DataFrame, path: Path) -> Path:

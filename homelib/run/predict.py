@@ -65,7 +65,7 @@ def predict_label(
     Raises:
         UserError: not even that suffices.
     """
-    windows, device = windows_of(case, settings), device_of(networks[0])
+    windows, device, single = windows_of(case, settings), device_of(networks[0]), one_piece(settings)
     for number, (window_batch, where) in enumerate(attempts := _attempts(settings.prediction.window_batch, device)):
         done = 0
 
@@ -79,7 +79,7 @@ def predict_label(
             how = {"device": device, "accumulate_on": where, "window_batch": window_batch, "on_window": count}
             for first_row, rows in case_rows(networks, case, settings, windows, **how):
                 native.add(first_row, rows)
-            return keep_largest_pieces(native.label, _one_piece(settings))
+            return keep_largest_pieces(native.label, single)
         except RuntimeError as error:  # of a GPU a kind of its own, of the machine's memory a plain one
             if not is_out_of_memory(error):
                 raise  # else what was held is freed when the exception is gone
@@ -159,7 +159,8 @@ def _sight(case: PreparedCase) -> dict:
     return {"prepare": lambda image: window(image, manifest, case.case.modality), "beyond": manifest.intensity_range[0]}
 
 
-def _one_piece(settings: Settings) -> list[int]:
+def one_piece(settings: Settings) -> list[int]:
+    """Indices of the classes of which only the largest piece is kept. Raises UserError for one that the network does not know."""
     names = label_space(settings.data).class_names
     if unknown := [name for name in settings.prediction.one_piece if name not in names[1:]]:
         raise UserError(f"prediction.one_piece: found {unknown[0]!r}, expected some of {', '.join(names[1:])}.")

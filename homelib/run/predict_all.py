@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 import tempfile
 import time
@@ -12,10 +13,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..config import Settings
-from ..data.manifest import Case
+from ..data.manifest import Case, load_manifest
 from ..data.prepare import PreparedCase, preparation, prepare_into, sha256_of
 from ..errors import UserError
 from ..paths import written_whole
@@ -24,9 +26,9 @@ from .folder import Run
 from .guard import is_out_of_memory
 from .inputs import suffix_of
 from .mixture import label_space
-from .outputs import SUFFIXES, ProbabilityMaps, require_label_map, write_label, write_label_map
+from .outputs import SUFFIXES, ProbabilityMaps, map_files, require_label_map, write_label, write_label_map
 from .pairs import LABEL_MAP
-from .predict import memory_estimate, predict_label, windows_of
+from .predict import memory_estimate, one_piece, predict_label, windows_of
 
 TOLD = ".predicted.json"  # in the folder: by which networks and settings, and which inputs are done
 
@@ -95,7 +97,7 @@ def predict_all(
     Args:
         cases: unlabelled or labelled; labels are not looked at.
         out: a folder; or, for one case, a file that ends in .nii.gz, .nii, .nrrd or .mha and is not there yet.
-        probabilities: write each class's probability too.
+        probabilities: write each class's probability too, into `probabilities/` beside the labels.
         progress: show a bar of voxels.
         say: told the memory estimate of each scan, and what is done where memory does not suffice.
 
@@ -104,7 +106,8 @@ def predict_all(
     """
     out = Path(out)
     as_file = out.name.endswith(SUFFIXES)
-    if not as_file and out.suffix and not out.is_dir():
+    one_piece(ensemble.settings)
+    if not as_file and re.fullmatch(r"\.[A-Za-z]\w*", out.suffix) and not out.is_dir():
         raise UserError(f"--out: found {out.name!r}, expected a name that ends in .nii.gz, .nii, .nrrd or .mha, or a folder.")
     if as_file and len(cases) != 1:
         raise UserError(f"--out: found the file {out.name!r} for {len(cases)} scans, expected a folder.")
@@ -126,9 +129,10 @@ def predict_all(
         try:
             if path.exists():
                 raise UserError(f"{path}: exists already, of another scan or run, and is left as it is. Choose another --out.")
-            label, affine = _one(case, ensemble, path, names, probabilities, bar, say)
-            if done is not None:
-                done.add(case)  # first, so that a run that is killed before the file has its name does the scan again
+            ours = done is not None and done.began(case)
+            if probabilities and not ours and (there := next((file for file in _maps(path, names) if file.exists()), None)):
+                raise UserError(f"{there}: exists already, of another scan or run, and is left as it is. Choose another --out.")
+            label, affine = _one(case, ensemble, path, names, probabilities, bar, say, begin=lambda case=case: done and done.add(case))
             write_label(label, affine, path, classes=len(names))
             counts = {name: int(np.count_nonzero(label == index)) for index, name in enumerate(names) if index}
             results.append(Predicted(case.id, "predicted", path, shape=label.shape, voxels=counts))
@@ -147,10 +151,18 @@ def predict_all(
 
 
 def _one(
-    case: Case, ensemble: Ensemble, path: Path, names: tuple[str, ...], probabilities: bool, bar: tqdm, say: Callable[[str], None]
+    case: Case,
+    ensemble: Ensemble,
+    path: Path,
+    names: tuple[str, ...],
+    probabilities: bool,
+    bar: tqdm,
+    say: Callable[[str], None],
+    *,
+    begin: Callable[[], object],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels (D, H, W) uint8 of a scan, and its affine (4, 4): prepared into a file of its own and predicted from there, so that its intensities are
-    never whole in memory while windows are. Probabilities are written, where asked for."""
+    never whole in memory while windows are. Probabilities are written, where asked for; `begin` is called before the first file is."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "case.zip"
         prepare_into(kept, _unlabelled(case), preparation(spacing_mm=ensemble.settings.data.spacing_mm), told="")
@@ -166,9 +178,11 @@ def _one(
         if probabilities:
             with ProbabilityMaps(prepared.native_shape, names, path.parent) as maps:
                 label = predict_label(ensemble.networks, prepared, ensemble.settings, on_slab=maps.add, **how)
+                begin()
                 maps.write(prepared.native_affine, _stem(path), path.name.removeprefix(_stem(path)))
         else:
             label = predict_label(ensemble.networks, prepared, ensemble.settings, **how)
+            begin()
     return label, prepared.native_affine
 
 
@@ -196,19 +210,33 @@ class _Done:
         return cls(path, by, inputs)
 
     def has(self, case: Case, path: Path) -> bool:
-        return path.exists() and self.inputs.get(case.id) == _stamp(case.image)
+        return path.exists() and self.began(case)
+
+    def began(self, case: Case) -> bool:
+        """Whether what lies here of the case, whole or not, was written by us."""
+        return self.inputs.get(case.id) == _stamp(case)
 
     def add(self, case: Case) -> None:
-        self.inputs[case.id] = _stamp(case.image)
-        with written_whole(self.path) as part:
-            part.write_text(json.dumps({"by": self.by, "inputs": self.inputs, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}, indent=1) + "\n")
+        """Before any file has its name, so that a run that is killed in between does the scan again. Other processes may write here too."""
+        with FileLock(self.path.with_name(f"{TOLD}.lock")):
+            if self.path.exists():
+                self.inputs = json.loads(self.path.read_text())["inputs"]
+            self.inputs[case.id] = _stamp(case)
+            with written_whole(self.path) as part:
+                part.write_text(json.dumps({"by": self.by, "inputs": self.inputs, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}, indent=1) + "\n")
 
 
-def _stamp(path: Path) -> str:
-    """Place, size and time of change of a file, or of all files of a folder."""
+def _maps(path: Path, names: tuple[str, ...]) -> list[Path]:
+    return map_files(path.parent, names, _stem(path), path.name.removeprefix(_stem(path)))
+
+
+def _stamp(case: Case) -> str:
+    """Place, size and time of change of a scan's file, or of all files of its folder; and the window that it is seen through."""
+    path = case.image
+    window = f"{case.modality} {load_manifest(case.manifest).window_of(case.modality)}"
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     told = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files if file.exists()]
-    return f"{path.resolve()} " + hashlib.sha256("\n".join(told).encode()).hexdigest()
+    return f"{path.resolve()} " + hashlib.sha256("\n".join([window, *told]).encode()).hexdigest()
 
 
 def _runs(folder: Path) -> list[Run]:

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from ..errors import UserError
+from ..run.conventions import counts
 from ..run.metrics import metric_of
 from ..run.pairs import read_rows
 from .comparison import BASELINES
+from .evaluation_report import print_definitions
 from .statistics import FEWEST, by_case, compare, intervals, ranking, seeds
+from .tables_told import print_table
 
 
 def gather(methods: list[str]) -> pd.DataFrame:
@@ -69,24 +70,23 @@ def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, again
     methods = list(dict.fromkeys(rows["method"]))
     by_class = by_class[methods].reindex([*[name for name in by_class.index if name != "mean"], "mean"])
     how = f"mean over {cases} cases, with its 95 % interval (bootstrap over cases); mean: over a case's classes, then over cases"
-    _print(by_class, f"{metric} [{about.unit}], {better}: {how}", console)
+    print_table(by_class, f"{metric} [{about.unit}], {better}: {how}", console)
     if about.higher_is_better is not None and len(methods) > 1:
         ranks = ranking(rows, metric).set_index("method")
-        _print(ranks, "ranking, and where it stands when the cases are drawn anew (first: how often best)", console)
+        print_table(ranks, "ranking, and where it stands when the cases are drawn anew (first: how often best)", console)
     if len(methods) > 1:
         tests = compare(rows, metric, against=against)
         tests.index = pd.Index(tests.pop("first") + " - " + tests.pop("second"), name="pair")
-        _print(tests, "paired differences: Wilcoxon's signed-rank test, Holm's correction", console)
+        print_table(tests, "paired differences: Wilcoxon's signed-rank test, Holm's correction", console)
         if cases < FEWEST:
             console.print(f"No p value: {cases} cases, and a two-sided test cannot reach 0.05 with fewer than {FEWEST}.", highlight=False)
+    of_metric = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
+    told = {method: counts(part) for method, part in of_metric.groupby("method", sort=False)}
+    print_table(pd.DataFrame(told).T.rename_axis("method"), "structures: how many there are, how many are missed, how many found where there are none", console)
     if rows["seed"].nunique() > 1:
-        _print(seeds(rows, metric).set_index("method"), "seeds: seed_sd between the seeds' means, case_sd between the cases", console)
-
-
-def _print(table: pd.DataFrame, title: str, console: Console) -> None:
-    columns = (Column(str(name).replace("_", " "), overflow="fold") for name in (table.index.name, *table.columns))
-    shown = Table(*columns, title=escape(title), title_justify="left")
-    for name, row in zip(table.index, table.itertuples(index=False), strict=True):
-        cells = (("-" if np.isnan(v) else f"{v:.3g}") if isinstance(v, float) else str(v) for v in row)
-        shown.add_row(escape(str(name)).replace("_", " "), *cells, style="bold" if name == "mean" else "")
-    console.print(shown)
+        print_table(seeds(rows, metric).set_index("method"), "seeds: seed_sd between the seeds' means, case_sd between the cases", console)
+    print_definitions([metric], console)
+    if about.worst is not None:
+        console.print(
+            "Where one method is rightly empty and another is not, the first counts as the best value here, else the pair would drop out.", highlight=False
+        )

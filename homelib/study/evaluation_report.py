@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 from scipy.stats import binomtest
 from tqdm import tqdm
 
@@ -18,6 +16,7 @@ from ..run.conventions import CONVENTIONS, OVERLAPS, averaged, convention_of, co
 from ..run.evaluate import COLUMNS
 from ..run.metrics import DIAGONAL, EMPTY_RULE, LESIONS, metric_of
 from ..run.pairs import Measure, class_names_of, find_pairs, measure_pairs, predicted_names_of, read_rows, write_rows
+from .tables_told import print_table, three_places
 
 SHOWN = ("dice", "iou", "hd95", "asd", "sensitivity", "precision", "volume_error")
 
@@ -51,7 +50,7 @@ def evaluate_files(
         class_names_of(predicted, manifest),
         manifest=manifest.reference if manifest else None,
         predicted_names=predicted_names_of(predicted, manifest) if manifest and not raw else (),
-        method=predicted.name if predicted.is_dir() else predicted.parent.name or "prediction",
+        method=(predicted if predicted.is_dir() else predicted.parent).resolve().name or "prediction",
         label_origin=manifest.label_origin if manifest else "UNSTATED",
         tolerances_mm=tolerances_mm,
         lesion_classes=lesions,
@@ -84,7 +83,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     classes = list(dict.fromkeys(kept["class"]))
     values = kept.groupby(["class", "metric"])["value"].mean().unstack().reindex(index=classes, columns=metrics)
     values.loc["mean"] = values.mean()
-    one = kept[kept["metric"] == metrics[0]]
+    one = kept.drop_duplicates(["case", "class"])
     told = pd.DataFrame([counts(one[one["class"] == name]) for name in classes] + [counts(one)], index=values.index)
     return pd.concat([told, values], axis=1)
 
@@ -143,20 +142,15 @@ def print_evaluation(rows: pd.DataFrame, console: Console, *, convention: str = 
         table = flat.pivot_table(index="class", columns="metric", values="value", sort=False, dropna=False)
         told = flat.drop_duplicates("class").set_index("class")[["references", "missed", "spurious"]]
         table, title = pd.concat([told, table], axis=1), f"{cases} cases; convention {chosen.name}: {chosen.definition}"
-    _print(table, title, console)
+    print_table(table, title, console, number=three_places)
     if not (found := detection(rows)).empty:
-        _print(found.T.rename_axis("detection"), "lesions (a piece is found where a tenth of it is covered) and patients", console)
+        print_table(found.T.rename_axis("detection"), "lesions (a piece is found where a tenth of it is covered) and patients", console, number=three_places)
     shown = set(rows["metric"]) if convention == "own" else {*OVERLAPS, chosen.distance_metric}
     measured = [name for name in dict.fromkeys(rows["metric"]) if name in shown]
-    for line in definitions([name for name in measured if name in table or name not in LESIONS]):
+    print_definitions([name for name in measured if name in table or name not in LESIONS], console, rule=convention == "own")
+
+
+def print_definitions(metrics: list[str], console: Console, *, rule: bool = True) -> None:
+    """What each number means, and what an empty mask counts; rule: as ours, else as a convention has it."""
+    for line in (*definitions(metrics), f"Empty masks: {EMPTY_RULE if rule else 'as the convention says.'}"):
         console.print(line, highlight=False, markup=False)
-    console.print(f"Empty masks: {EMPTY_RULE if convention == 'own' else 'as the convention says.'}", highlight=False, markup=False)
-
-
-def _print(table: pd.DataFrame, title: str, console: Console) -> None:
-    columns = (Column(str(name), overflow="fold") for name in (table.index.name or "class", *table.columns))
-    shown = Table(*columns, title=escape(title), title_justify="left")
-    for name, row in zip(table.index, table.itertuples(index=False), strict=True):
-        cells = (("-" if np.isnan(v) else f"{v:.0f}" if v == int(v) and abs(v) >= 2 else f"{v:.3f}") if isinstance(v, float) else str(v) for v in row)
-        shown.add_row(str(name).replace("_", " "), *cells, style="bold" if name == "mean" else "")
-    console.print(shown)

@@ -85,7 +85,8 @@ def said_over_seeds(tables: dict[str, pd.DataFrame]) -> list[str]:
         if place in excess.index:
             own = excess.loc[place]
             verdict = "a class needs the expert that goes with it" if own["high"] < 0 else "associated with, and no more"
-            much = f"{own['excess']:+.3f} ({own['low']:+.3f} to {own['high']:+.3f})"
+            interval = f"{own['low']:+.3f} to {own['high']:+.3f}" if own["seeds"] > 1 else "one seed, no interval"
+            much = f"{own['excess']:+.3f} ({interval})"
             told += f". Without its own expert the Dice of a class changes by {much} more than without another: {verdict}"
         else:
             told += ". No class has an expert beyond chance"

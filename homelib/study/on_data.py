@@ -15,7 +15,7 @@ from ..paths import written_whole
 from ..run.cohort import Cohort, DataSet, cohort
 from ..run.folder import Run
 from ..run.inputs import suffix_of
-from ..run.pairs import Measure, Pair, measure_pairs
+from ..run.pairs import Measure, Pair, measure_pairs, predicted_names_of
 from ..run.predict_all import Ensemble, predict_all
 from ..run.train import fit
 
@@ -51,7 +51,15 @@ def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
         done = predict_all(cases, ensemble, run.predictions, progress=False, say=print) if cases else []
         if failed := [one.message for one in done if one.state == "failed"]:
             raise UserError(failed[0])
-        how = Measure(manifest.class_names, manifest.reference, settings.network, manifest.label_origin, METRICS, tolerances_mm=())
+        how = Measure(
+            manifest.class_names,
+            manifest.reference,
+            predicted_names=predicted_names_of(run.predictions, manifest),
+            method=settings.network,
+            label_origin=manifest.label_origin,
+            metrics=METRICS,
+            tolerances_mm=(),
+        )
         found = measure_pairs([_pair(case, run) for case in cases], how, workers=default_workers())
         if found.left_out:
             raise UserError(found.left_out[0])

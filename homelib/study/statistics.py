@@ -20,19 +20,32 @@ FEWEST = 6  # pairs, below which a two-sided Wilcoxon test cannot reach 0.05
 def by_case(rows: pd.DataFrame, metric: str, *, classes: tuple[str, ...] | None = None) -> pd.DataFrame:
     """(case, method) means over classes, and over seeds: one row a case, one column a method. Background takes no part; NaN is left out.
 
-    Raises UserError: no rows of the metric, or methods that were measured on different cases.
+    Raises UserError: no rows of the metric, or methods that were measured on different cases or classes.
     """
-    kept = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
+    kept = compared(rows, metric)
     if classes is not None:
         kept = kept[kept["class"].isin(classes)]
+    for what, plural in (("case", "cases"), ("class", "classes")):
+        of = {method: set(part[what]) for method, part in kept.groupby("method", sort=False)}
+        common = set.intersection(*of.values())
+        for method, its in of.items():
+            if its != common:
+                told = f"{len(its)} {plural}, {len(common)} of them in all methods ({', '.join(sorted(its - common)[:3])} not)"
+                raise UserError(f"method {method}: found {told}, expected the same {plural}. Measure the others too.")
+    return kept.groupby(["case", "method"], sort=False)["value"].mean().unstack("method")[list(dict.fromkeys(kept["method"]))]
+
+
+def compared(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of a metric without the background. Where a method is rightly empty and another is not, the first has no number and the second the
+    worst: beside each other the first counts as the best. Raises UserError where there are none."""
+    kept = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
     if kept.empty:
         raise UserError(f"metric: found {metric!r}, expected one of {', '.join(sorted(set(rows['metric'])))}.")
-    cases = {method: set(part["case"]) for method, part in kept.groupby("method")}
-    common = set.intersection(*cases.values())
-    for method, its in cases.items():
-        if its != common:
-            raise UserError(f"method {method}: found {len(its)} cases, {len(common)} of them in all methods, expected the same cases. Measure the others too.")
-    return kept.groupby(["case", "method"], sort=False)["value"].mean().unstack("method")[list(dict.fromkeys(kept["method"]))]
+    about = metric_of(metric)
+    if about.best is None or about.worst is None:
+        return kept
+    told_of_some = kept["value"].notna().groupby([kept["case"], kept["class"]]).transform("any")
+    return kept.assign(value=kept["value"].mask(kept["value"].isna() & told_of_some, about.best))
 
 
 def interval(values: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
@@ -49,10 +62,10 @@ def interval(values: np.ndarray, *, confidence: float = 0.95, resamples: int = R
 
 def intervals(rows: pd.DataFrame, metric: str, *, confidence: float = 0.95, resamples: int = RESAMPLES) -> pd.DataFrame:
     """One line a method and class, with the mean over cases, its interval and the number of cases; and one a method over classes (`mean`)."""
-    table = by_case(rows, metric)
+    table, kept = by_case(rows, metric), compared(rows, metric)
     lines = []
     for method in table:
-        part = rows[(rows["metric"] == metric) & (rows["method"] == method) & (rows["class"] != "background")]
+        part = kept[kept["method"] == method]
         groups = [(name, group.groupby("case")["value"].mean().to_numpy()) for name, group in part.groupby("class", sort=False)]
         for name, values in [*groups, ("mean", table[method].to_numpy())]:
             values = values[np.isfinite(values)]

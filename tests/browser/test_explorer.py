@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.timeout(900),
+    pytest.mark.skipif("HOMELIB_TEST_BROWSER" not in os.environ, reason="drives a browser, on demand alone: HOMELIB_TEST_BROWSER=1"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason='needs playwright: pip install -e ".[dev]"'),
 ]

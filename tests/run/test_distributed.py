@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,39 +29,90 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
 from homelib.config import Settings
 from homelib.data.cases import demo_data, prepared
-from homelib.run.train import fit
-settings, demo = Settings.load(sys.argv[1]), demo_data("smoke")
-cases = {case.case.id: case for case in prepared(settings, demo)}
-others = prepared(settings.model_copy(update={"data": settings.data.model_copy(update={"test_cases": settings.data.validation_cases})}), demo, "test")
-fit(settings, list(cases.values()), sys.argv[2], validation=others)
+from homelib.network.unet import Block
+from homelib.run import train
+
+
+class OnCPU(FSDPStrategy):  # Fabric refuses its own without a GPU; PyTorch shards over Gloo all the same
+    def setup_module(self, module):
+        return FullyShardedDataParallel(module, device_id=torch.device("cpu"), **self._fsdp_kwargs)
+
+
+def launched_on_cpu(config):
+    fabric = Fabric(accelerator="cpu", devices=config.devices, strategy=OnCPU(auto_wrap_policy={Block}))
+    fabric.launch()
+    return fabric
+
+
+demo, launched = demo_data("smoke"), train.launched
+for folder in sys.argv[1:]:
+    settings = Settings.load(folder + ".json")
+    train.launched = launched_on_cpu if settings.training.strategy == "fsdp" else launched
+    others = prepared(settings.model_copy(update={"data": settings.data.model_copy(update={"test_cases": settings.data.validation_cases})}), demo, "test")
+    train.fit(settings, prepared(settings, demo), folder, validation=others)
+    torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch is built without torch.distributed")
-def test_two_processes_match_one_with_the_doubled_batch(smoke, phantoms, tmp_path):
-    demo = demo_data("smoke")
-    settings = override(with_demo_cases(smoke, demo), {"data.test_cases": (), "data.validation_cases": ("phantom-c",), "data.patch_voxels": (16, 16, 16)})
-    settings = override(settings, {"training.steps": 20, "training.validate_every": 10, "training.clip_norm": 1.0, "training.learning_rate": 1e-4})
-    one = override(settings, {"training.batch_size": 4})
-    two = override(settings, {"training.batch_size": 2, "training.devices": 2, "training.strategy": "ddp"})
-    script, wanted = tmp_path / "train.py", tmp_path / "two.json"
-    script.write_text(SCRIPT)
-    two.save(wanted)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(wanted), str(tmp_path / "two")]
+@dataclass(frozen=True)
+class Trained:
+    """The same training by one process and by two."""
+
+    one: Run
+    two: Run
+
+
+@pytest.fixture(scope="module")
+def trainings(smoke, phantoms, tmp_path_factory) -> dict[str, Trained]:
+    """By strategy. The two processes start once and train one after the other: DDP, then FSDP over Gloo: kept, validated, encoder frozen at first, rates
+    that fall towards the input. FSDP's scan is PyTorch's own: a weight that Numba has looked at cannot be taken apart again."""
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch is built without torch.distributed")
+    folder, demo = tmp_path_factory.mktemp("distributed"), demo_data("smoke")
+    base = override(with_demo_cases(smoke, demo), {"data.test_cases": (), "data.validation_cases": ("phantom-c",), "data.patch_voxels": (16, 16, 16)})
+    asked = {
+        "ddp": {"steps": 20, "validate_every": 10, "clip_norm": 1.0, "learning_rate": 1e-4, "batch_size": 4},
+        "fsdp": {"steps": 8, "validate_every": 4, "clip_norm": 1.0, "learning_rate": 1e-3, "frozen_steps": 3, "layer_rate": 0.5, "batch_size": 2},
+    }
+    alone = {name: override(base, {f"training.{field}": value for field, value in changes.items()}) for name, changes in asked.items()}
+    alone["fsdp"] = override(alone["fsdp"], {"model.scan_backend": "blocked"})
+    for name, settings in alone.items():
+        each = {"training.batch_size": settings.training.batch_size // 2, "training.devices": 2, "training.strategy": name}
+        override(settings, each).save(folder / f"{name}.json")
+    (folder / "train.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", folder / "train.py", *(folder / name for name in asked)]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("step 20/20") == 1  # told once
-    asked = settings.model_copy(update={"data": settings.data.model_copy(update={"validation_cases": (), "test_cases": ("phantom-c",)})})
-    alone = fit(one, prepared_cases(one, demo), tmp_path / "one", validation=prepared_cases(asked, demo, "test"), progress=False)
-    both = Run(tmp_path / "two")
+    for name, settings in alone.items():
+        assert done.stdout.count(f"step {settings.training.steps}/{settings.training.steps}") == 1  # told once
+        others = settings.model_copy(update={"data": settings.data.model_copy(update={"validation_cases": (), "test_cases": ("phantom-c",)})})
+        fit(settings, prepared_cases(settings, demo), folder / f"{name}-alone", validation=prepared_cases(others, demo, "test"), progress=False)
+    return {name: Trained(Run(folder / f"{name}-alone"), Run(folder / name)) for name in asked}
+
+
+def test_two_processes_match_one_with_the_doubled_batch(trainings):
+    alone, both = trainings["ddp"].one, trainings["ddp"].two
     np.testing.assert_allclose(both.history["loss"], alone.history["loss"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(both.history["gradient_norm"], alone.history["gradient_norm"], rtol=1e-3)
     np.testing.assert_allclose(both.history["validation_dice"].dropna(), alone.history["validation_dice"].dropna(), atol=1e-3)
     assert both.state == "done"
     assert load_checkpoint(both.checkpoint_file)["step"] == 20
     assert len(pd.read_csv(both.validation_file)) == 8
+
+
+def test_two_processes_that_share_the_weights_out_match_one(trainings):
+    alone, both = trainings["fsdp"].one, trainings["fsdp"].two
+    ours, theirs = (trained_network(run).state_dict() for run in (both, alone))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)  # best.safetensors is whole, and of one process
+    np.testing.assert_allclose(both.history["loss"][:4], alone.history["loss"][:4], rtol=0, atol=1e-5)  # with the encoder frozen
+    np.testing.assert_allclose(both.history["loss"], alone.history["loss"], rtol=0, atol=5e-3)  # AdamW's first step is of full length, however small a gradient
+    np.testing.assert_allclose(both.history["gradient_norm"][:4], alone.history["gradient_norm"][:4], rtol=1e-3)
+    np.testing.assert_allclose(both.history["validation_dice"].dropna(), alone.history["validation_dice"].dropna(), atol=1e-2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -132,54 +184,3 @@ def test_what_fsdp_wraps_is_kept_by_its_own_names_and_goes_on_alike(smoke, one_p
 def test_fsdp_does_not_go_with_what_needs_whole_weights(changes, smoke):
     with pytest.raises(UserError, match=r"^training\.strategy: fsdp goes with neither training\.ema nor training\.deep_supervision"):
         override(smoke, changes | {"training.strategy": "fsdp"})
-
-
-SHARDED = """
-import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import FSDPStrategy
-from torch.distributed.fsdp import FullyShardedDataParallel
-from homelib.network.unet import Block
-from homelib.run import train
-
-
-class OnCPU(FSDPStrategy):  # Fabric refuses its own without a GPU; PyTorch shards over Gloo all the same
-    def setup_module(self, module):
-        return FullyShardedDataParallel(module, device_id=torch.device("cpu"), **self._fsdp_kwargs)
-
-
-def launched(config):
-    fabric = Fabric(accelerator="cpu", devices=config.devices, strategy=OnCPU(auto_wrap_policy={Block}))
-    fabric.launch()
-    return fabric
-
-
-train.launched = launched
-"""
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch is built without torch.distributed")
-def test_two_processes_that_share_the_weights_out_match_one(smoke, phantoms, tmp_path):
-    """FSDP for real, over Gloo: kept, validated, encoder frozen at first, rates that fall towards the input. The scan is PyTorch's own: a weight
-    that Numba has looked at cannot be taken apart again."""
-    demo = demo_data("smoke")
-    settings = override(with_demo_cases(smoke, demo), {"data.test_cases": (), "data.validation_cases": ("phantom-c",), "data.patch_voxels": (16, 16, 16)})
-    changes = {"steps": 8, "validate_every": 4, "clip_norm": 1.0, "learning_rate": 1e-3, "frozen_steps": 3, "layer_rate": 0.5}
-    settings = override(settings, {f"training.{name}": value for name, value in changes.items()} | {"model.scan_backend": "blocked"})
-    one = override(settings, {"training.batch_size": 2})
-    two = override(settings, {"training.batch_size": 1, "training.devices": 2, "training.strategy": "fsdp"})
-    script, wanted = tmp_path / "train.py", tmp_path / "two.json"
-    script.write_text(SHARDED + SCRIPT)
-    two.save(wanted)
-    asked = settings.model_copy(update={"data": settings.data.model_copy(update={"validation_cases": (), "test_cases": ("phantom-c",)})})
-    fit(one, prepared_cases(one, demo), tmp_path / "one", validation=prepared_cases(asked, demo, "test"), progress=False)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(wanted), str(tmp_path / "two")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    both, alone = Run(tmp_path / "two"), Run(tmp_path / "one")
-    ours, theirs = (trained_network(run).state_dict() for run in (both, alone))
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)  # best.safetensors is whole, and of one process
-    np.testing.assert_allclose(both.history["loss"][:4], alone.history["loss"][:4], rtol=0, atol=1e-5)  # with the encoder frozen
-    np.testing.assert_allclose(both.history["loss"], alone.history["loss"], rtol=0, atol=5e-3)  # AdamW's first step is of full length, however small a gradient
-    np.testing.assert_allclose(both.history["gradient_norm"][:4], alone.history["gradient_norm"][:4], rtol=1e-3)
-    np.testing.assert_allclose(both.history["validation_dice"].dropna(), alone.history["validation_dice"].dropna(), atol=1e-2)

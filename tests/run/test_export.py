@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,16 @@ def test_the_hub_folder_has_weights_settings_and_a_card_that_says_what_was_measu
     for words in ("library_name: homelib", "| liver | 0.875 |", "1 test cases (ct-c), labels REF", manifest.licence, "1 cases (ct-a)", "## Limits"):
         assert words in card
     assert str(run.folder.parent) not in card + (folder / "config.json").read_text()
+
+
+def test_the_card_has_every_metric_and_cases_whose_ids_are_numbers(run, tmp_path):
+    own = shutil.copytree(run.folder, tmp_path / "run")
+    rows = ["case,method,class,metric,value"]
+    rows += [f"00{case},labels,liver,{metric},{value}" for case in (1, 2) for metric, value in (("dice", 0.5 * case), ("hd95", 4))]
+    (own / "metrics.csv").write_text("\n".join(rows) + "\n")
+    card = (export(Run(own), "hub", tmp_path / "hub") / "README.md").read_text()
+    for words in ("2 test cases (001, 002), labels UNSTATED", "| class | dice | hd95 [mm] |", "| liver | 0.750 | 4.000 |"):
+        assert words in card
 
 
 def test_the_onnx_graph_computes_what_the_network_computes(run, tmp_path):

@@ -1,6 +1,7 @@
 """Files paired by case id and measured; every unpaired or differing one is a line, and the others are done."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -114,6 +115,50 @@ def _like(image, array):
     made = sitk.GetImageFromArray(array.T)
     made.CopyInformation(image)
     return made
+
+
+def test_a_folder_a_case_holds_its_label_alone_beside_its_scan_or_as_masks(tmp_path, label):
+    P, R = tmp_path / "p", tmp_path / "r"
+    for name in ("one", "scan", "masks", "other"):
+        write(P / f"{name}.nii.gz", label)
+    write(R / "one" / "reference.nii.gz", label)
+    write(R / "scan" / "ct.nii.gz", label * 100)
+    write(R / "scan" / "segmentation.nii.gz", label)
+    write(R / "masks" / "ct.nii.gz", label * 100)
+    manifest = load_manifest("totalsegmentator_mri")
+    for value, name in ((1, "spleen"), (2, "liver")):
+        write(R / "masks" / "segmentations" / f"{name}.nii.gz", (label == value).astype(np.uint8))
+    (R / "notes").mkdir()
+    pairs, alone = find_pairs(P, R)
+    found = {pair.case: pair.reference.relative_to(R).as_posix() for pair in pairs}
+    assert found == {"one": "one/reference.nii.gz", "scan": "scan/segmentation.nii.gz", "masks": "masks/segmentations"}
+    assert [line.split(":")[0] for line in alone] == [str(P / "other.nii.gz")]
+    done = measure_pairs(pairs, Measure(NAMES, metrics=("dice",), tolerances_mm=()))
+    assert set(done.rows["case"]) == {"one", "scan"}
+    assert done.left_out == (
+        f"{R / 'masks/segmentations'}: found a folder of masks, expected a data set that names their classes; left out. Give --data NAME.",
+    )
+    write(P / "masks.nii.gz", np.choose(label, [0, manifest.class_names.index("spleen"), manifest.class_names.index("liver")]).astype(np.uint8))
+    named = measure_pairs([pair for pair in pairs if pair.case == "masks"], Measure(manifest.class_names, manifest.name, metrics=("dice",), tolerances_mm=()))
+    assert named.rows.set_index("class")["value"][["spleen", "liver"]].tolist() == [1, 1]
+    write(R / "scan" / "mask.nii.gz", label)
+    with pytest.raises(UserError, match=r"found scan/mask.nii.gz and scan/segmentation.nii.gz for the case scan, expected one label a case"):
+        find_pairs(P, R)
+
+
+def test_a_reference_in_another_numbering_is_left_out(tmp_path, label):
+    write(tmp_path / "p" / "a.nii.gz", label)
+    write(tmp_path / "r" / "a.nii.gz", label.astype(np.uint16) * 1000)
+    manifest = load_manifest("demo_ct")
+    done = measure_pairs(find_pairs(tmp_path / "p", tmp_path / "r")[0], Measure(manifest.class_names, manifest.name, metrics=("dice",)))
+    assert done.cases == 0
+    assert "a.nii.gz: found the values 1000, 2000, none of a class of demo_ct; left out." in done.left_out[0]
+
+
+def test_the_folder_where_the_user_is_has_a_label_map(folders, monkeypatch):
+    monkeypatch.chdir(folders[0])
+    assert class_names_of(Path("."), None) == NAMES
+    assert predicted_names_of(Path("."), load_manifest("demo_ct").model_copy(update={"classes": {"liver": (5,), "spleen": (1,)}})) == NAMES
 
 
 @pytest.mark.parametrize(

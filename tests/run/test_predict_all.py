@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -158,7 +159,7 @@ def test_an_ensemble_is_the_mean_of_its_logits_and_a_folder_of_folds_is_one(runs
 def test_probability_maps_agree_with_the_labels(runs, scans, tmp_path):
     predict_all(find_inputs([scans / "a_0000.nii.gz"], MANIFEST), Ensemble.of(runs[:1]), tmp_path / "out", probabilities=True, progress=False)
     label = read_array(tmp_path / "out" / "a.nii.gz")[0]
-    maps = {name: nib.load(tmp_path / "out" / f"a_{name}_probability.nii.gz") for name in MANIFEST.class_names[1:]}
+    maps = {name: nib.load(tmp_path / "out" / "probabilities" / f"a_{name}_probability.nii.gz") for name in MANIFEST.class_names[1:]}
     assert all(volume.get_data_dtype() == np.uint8 for volume in maps.values())
     values = np.stack([volume.get_fdata() for volume in maps.values()])
     assert values.min() >= 0
@@ -167,7 +168,28 @@ def test_probability_maps_agree_with_the_labels(runs, scans, tmp_path):
     best = np.take_along_axis(values, (label.astype(int) - 1).clip(0)[None], 0)[0]
     assert inside.any()
     assert (best[inside] >= values.max(0)[inside] - 1 / 255).all()
-    assert not list((tmp_path / "out").glob(".maps*"))
+    assert not list((tmp_path / "out").rglob(".maps*"))
+
+
+def test_a_probability_map_of_the_users_is_left_as_it_is(runs, scans, tmp_path):
+    theirs = tmp_path / "out" / "probabilities" / "a_liver_probability.nii.gz"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    (done,) = predict_all(find_inputs([scans / "a_0000.nii.gz"], MANIFEST), Ensemble.of(runs[:1]), tmp_path / "out", probabilities=True, progress=False)
+    assert (done.state, done.message.split(": ")[1].startswith("exists already")) == ("failed", True)
+    assert theirs.read_text() == "mine"
+
+
+def test_two_processes_on_one_folder_keep_each_others_record(runs, scans, tmp_path):
+    ensemble, out = Ensemble.of(runs[:1]), tmp_path / "out"
+    first, second = find_inputs([scans / "a_0000.nii.gz"], MANIFEST) * 2
+    ours, theirs = (predict_all_module._Done.open(out, ensemble, False) for _ in range(2))
+    ours.add(first)
+    theirs.add(replace(second, id="b"))
+    again = predict_all_module._Done.open(out, ensemble, False)
+    assert again.began(first)
+    assert again.began(replace(second, id="b"))
+    assert not again.began(replace(second, id="c"))
 
 
 def test_only_the_largest_piece_of_a_class_is_kept_where_asked(runs, prepared, settings):
@@ -175,6 +197,9 @@ def test_only_the_largest_piece_of_a_class_is_kept_where_asked(runs, prepared, s
     label[1:4, 1:4, 1:4], label[4, 4, 4], label[7, 7, 7], label[0, 8, 0], label[0, 8, 8] = 1, 1, 1, 2, 2
     kept = keep_largest_pieces(label.copy(), [1])
     assert (kept != label).nonzero() == ([7], [7], [7]) or np.argwhere(kept != label).tolist() == [[7, 7, 7]]  # (4, 4, 4) touches by a corner
+    misspelled = Ensemble.of(runs[:1]).with_prediction(one_piece=("livr",))
+    with pytest.raises(UserError, match="prediction.one_piece: found 'livr'"):
+        predict_all([], misspelled, "nowhere", progress=False)  # before the first scan
     with pytest.raises(UserError, match="prediction.one_piece: found 'livr', expected some of bone"):
         predict_label(Ensemble.of(runs[:1]).networks, prepared, override(settings, {"prediction.one_piece": ("livr",)}))
 

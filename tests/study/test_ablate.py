@@ -237,8 +237,8 @@ def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_
 
 
 @pytest.mark.slow
-def test_two_drivers_on_one_folder_do_every_run_once(shelf, grid_folder):
-    made = driving.grid(folds=("a-to-c",))
+def test_two_drivers_on_one_folder_do_every_run_once(grid_folder, tmp_path):
+    made, shelf = driving.grid(folds=("a-to-c",)), driving.shelf(tmp_path / "shelf", together=True)
     drivers = [driving.driver(grid_folder, shelf[0].parent, made) for _ in range(2)]
     for process in drivers:
         driving.finished(process)

@@ -90,3 +90,6 @@ def test_needs_is_said_where_knock_outs_support_it_and_nowhere_else(routing):
     assert second.endswith("No class has an expert beyond chance.")
     doubtful = routing | {"specialists": routing["specialists"].assign(high=0.01)}
     assert measured.said_over_seeds(doubtful)[0].endswith("associated with, and no more.")
+    single = routing | {"specialists": routing["specialists"].assign(seeds=1, low=float("nan"), high=float("nan"))}
+    assert "(one seed, no interval)" in measured.said_over_seeds(single)[0]
+    assert measured.said_over_seeds(single)[0].endswith("associated with, and no more.")

@@ -65,6 +65,29 @@ def test_too_few_cases_have_no_p_value_and_equal_methods_have_1():
     assert statistics.compare(rows_of(a=[0.1] * 8, b=[0.1] * 8), "dice")[["p", "rank_biserial", "better"]].values.tolist() == [[1.0, 0.0, ""]]
 
 
+def test_a_method_that_is_rightly_empty_is_better_than_one_that_invents_a_structure():
+    ill = np.linspace(0.78, 0.82, 8)
+    rows = rows_of(silent=[*ill, *[np.nan] * 8, np.nan], inventive=[*ill, *[0.0] * 8, np.nan])  # of the last one no method says anything
+    found = statistics.compare(rows, "dice").iloc[0]
+    assert (found["cases"], found["better"]) == (16, "first")
+    assert found["difference"] == pytest.approx(0.5)
+    assert found["p"] < 0.05
+    table = statistics.intervals(rows, "dice", resamples=200).set_index(["method", "class"])
+    assert table.loc[("silent", "liver"), "mean"] == pytest.approx((ill.sum() + 8) / 16)
+    assert table.loc[("silent", "mean"), "cases"] == 16
+    far = rows_of("hd95", silent=[np.nan, 1.0], inventive=[300.0, 1.0])
+    assert statistics.by_case(far, "hd95")["silent"].tolist() == [0, 1]
+    volumes = rows_of("reference_volume", a=[np.nan, 1.0], b=[2.0, 1.0])  # a fact has no best
+    assert np.isnan(statistics.by_case(volumes, "reference_volume")["a"].iloc[0])
+
+
+def test_methods_of_different_classes_are_not_compared():
+    rows = pd.concat([both := rows_of(a=[0.9] * 7, b=[0.8] * 7), both[both["method"] == "a"].assign(**{"class": "spleen"})])
+    with pytest.raises(UserError, match=r"^method a: found 2 classes, 1 of them in all methods \(spleen not\), expected the same classes"):
+        statistics.compare(rows, "dice")
+    assert len(statistics.compare(rows, "dice", classes=("liver",))) == 1
+
+
 def test_a_ranking_says_how_stable_it_is():
     rng = np.random.default_rng(2)
     base = rng.uniform(0.4, 0.8, 30)
