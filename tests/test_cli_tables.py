@@ -14,7 +14,7 @@ def grid(tmp_path):
     about = {"fold": "a-to-c", "role": "test", "method": "MambaHoME", "case": "ct-c", "class": "liver", "metric": "dice"}
     lines = [{"run": f"{arm}_seed{seed}", "arm": arm, "seed": seed, **about, "value": values[seed]} for arm, values in arms.items() for seed in (0, 1)]
     pd.DataFrame(lines).to_csv(tmp_path / "results.csv", index=False)
-    took = [{"run": line["run"], "arm": line["arm"], "seed": line["seed"], "training_seconds": 60 + line["seed"], "peak_gib": None} for line in lines]
+    took = [{"run": line["run"], "arm": line["arm"], "seed": line["seed"], "training_seconds": 60 + line["seed"], "steps_gib": None} for line in lines]
     pd.DataFrame(took).to_csv(tmp_path / "runs.csv", index=False)
     (tmp_path / "plan.json").write_text(json.dumps({"grid": "laptop-tables"}))
     return tmp_path

@@ -18,13 +18,15 @@ PARTS = {  # a parameter belongs to the first part whose mark is in its name
     "stem and downsampling": (".downsample.",),
     "decoder": ("lift.", "up.", "refine.", "head."),
 }
+OTHERS = "the whole network"
 
 
 def parameters_by_part(network: nn.Module) -> pd.Series:
-    """Number of parameters of each part of the network; they add up to all of them."""
-    counts = dict.fromkeys(PARTS, 0)
+    """Number of parameters of each part of the network; they add up to all of them. Of others' networks they are all `OTHERS`."""
+    ours = isinstance(network, (MambaHoME, SegMamba))
+    counts = dict.fromkeys(PARTS if ours else (OTHERS,), 0)
     for name, parameter in network.named_parameters():
-        counts[next(part for part, marks in PARTS.items() if any(mark in name for mark in marks))] += parameter.numel()
+        counts[next(part for part, marks in PARTS.items() if any(mark in name for mark in marks)) if ours else OTHERS] += parameter.numel()
     return pd.Series(counts, name="parameters")
 
 

@@ -123,6 +123,7 @@ class _Training:
         if told:
             self.progress.say(told)
         self.told_at, self.line_from = time.monotonic(), self.validated
+        self.steps_gib = None  # most memory until the first validation, whose hooks are not every network's
         self.began = time.perf_counter() - (self.history.rows[-1]["seconds"] if self.history.rows else 0.0)
 
     def go(self) -> None:
@@ -142,6 +143,7 @@ class _Training:
                     self._roll_back(batches)
                     break
                 if self._due(self.step):
+                    self.steps_gib = self.steps_gib or memory_gib()
                     self._validate()
                 self._pause(keep=self._keeps())
                 self._heartbeat()
@@ -150,8 +152,8 @@ class _Training:
         self.progress.close()
         if self.board:
             self.board.close()
-        seconds = self.history.rows[-1]["seconds"]
-        self._tell("done", steps=self.step, seconds=round(seconds, 1), skipped=self.guard.skipped, peak_gib=memory_gib(), best=self.best)
+        took = {"seconds": round(self.history.rows[-1]["seconds"], 1), "peak_gib": memory_gib(), "steps_gib": self.steps_gib}
+        self._tell("done", steps=self.step, **took, skipped=self.guard.skipped, best=self.best)
 
     def _pause(self, *, keep: bool) -> None:
         """Between two steps: a checkpoint where it is due, and an end where one was asked for."""

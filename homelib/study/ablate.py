@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .grids import Grid, Planned
 
 PLAN = "plan.json"
+MADE = "made.json"
 NOTEBOOKS = ("03_training", "04_prediction_and_evaluation")
 DIRECTION = "a-to-c"  # of a grid without folds
 POLL_SECONDS = 0.5
@@ -178,7 +179,8 @@ class Sweep:
                 raise
 
     def collect(self) -> "pd.DataFrame":
-        """The metrics of all finished runs, one tidy table with the columns run, arm, seed, fold; written to `results.csv`, what the runs took to `runs.csv`.
+        """The metrics of all finished runs, one tidy table with the columns run, arm, seed, fold; written to `results.csv`, what the runs took to `runs.csv`,
+        and to `made.json` when and by what they were made.
 
         Raises UserError: no run is finished.
         """
@@ -196,6 +198,8 @@ class Sweep:
         for name, table in (("results.csv", results), ("runs.csv", pd.DataFrame([_took(row) for row in rows]))):
             with written_whole(self.folder / name) as part:
                 table.to_csv(part, index=False)
+        with written_whole(self.folder / MADE) as part:
+            part.write_text(json.dumps(_made(rows), indent=1) + "\n")
         return results
 
 
@@ -304,11 +308,23 @@ def _row(task: Task) -> Row:
     return replace(row, record=replace(row.record, **about))
 
 
+def _made(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of the finished runs: how many, the first one's beginning and the last one's end, and the machine and versions that collect them."""
+    from .doctor import environment_line
+
+    done = [row for row in rows if row.record.state == "done"]
+    began, ended = min(row.record.began for row in done), max((row.folder / states.RECORD).stat().st_mtime for row in done)
+    hours = sum(row.record.seconds for row in done) / 3600
+    moments = {name: time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for name, at in (("began", began), ("ended", ended))}
+    return {"runs": len(done), **moments, "minutes": round((ended - began) / 60, 1), "hours_of_runs": round(hours, 2), "environment": environment_line()}
+
+
 def _took(row: Row) -> dict[str, Any]:
     """A line of runs.csv: what a run took, by its record, and by what its training told."""
     told = states.status(row.folder)
     about = {"run": row.record.name, "arm": row.record.arm, "seed": row.record.seed, "fold": row.record.fold, "state": row.record.state}
-    cost = {"attempts": row.record.attempts, "seconds": round(row.record.seconds, 1), "training_seconds": told.get("seconds"), "peak_gib": told.get("peak_gib")}
+    cost = {"attempts": row.record.attempts, "seconds": round(row.record.seconds, 1)}
+    cost |= {"training_seconds": told.get("seconds"), "steps_gib": told.get("steps_gib")}
     return about | cost | {"error": row.record.error}
 
 

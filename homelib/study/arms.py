@@ -9,7 +9,7 @@ from .grids import Grid
 from .scores import differences, scores
 
 COMMITTED = Path(__file__).parent / "results"  # <grid>/results.csv, runs.csv and plan.json, as `home ablate collect` has left them
-TOOK = {"training_seconds": "training, seconds", "peak_gib": "memory, GiB"}  # columns of runs.csv
+TOOK = {"training_seconds": "training, seconds", "steps_gib": "memory, GiB"}  # columns of runs.csv
 
 
 def committed(grid: Grid) -> Path | None:

@@ -18,8 +18,11 @@ from .baselines import ThresholdAndPosition, all_background, untrained
 BASELINES = ("untrained network", "all background", "HU threshold and position")
 
 
-def measure(run: Run, demo: DemoData) -> pd.DataFrame:
+def measure(run: Run, demo: DemoData, *, baselines: bool = True) -> pd.DataFrame:
     """Predict and evaluate a run on the files' own grids; writes `predictions/*.nii.gz` and `metrics.csv`.
+
+    Args:
+        baselines: measure them too; they are the same for every network, but for the untrained one.
 
     Returns:
         One row a case, method, class and metric (see `homelib.run.evaluate`), with `role`: "train" for the patient that the network
@@ -32,7 +35,7 @@ def measure(run: Run, demo: DemoData) -> pd.DataFrame:
     tables = []
     for role, case in (("train", train), ("test", test)):
         methods = {settings.network: lambda case: predict_label([network], case, settings)}
-        if role == "test":
+        if role == "test" and baselines:
             methods |= {
                 "untrained network": lambda case: to_native(untrained(case, settings), case),
                 "all background": lambda case: to_native(all_background(case, settings), case),

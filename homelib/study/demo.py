@@ -68,8 +68,12 @@ def demo_run(
         folder: of the demo; empty is `runs/demo`. The run lies in `folder/training/<profile>-<direction>`.
         run_folder: of the run, where it is to lie elsewhere.
         changes: settings by dotted name. An unknown one is an error.
+
+    Raises UserError: a run of an ablation that would be of phantoms in place of the real scans, for its table would mix both.
     """
     data = demo_data(preset(profile).profile)
+    if run_folder and not data.real and profile != "smoke":
+        raise UserError(f"profile: found {profile!r} without the real scans, expected them in a grid. `home data fetch demo` gets them or says why not.")
     settings = override(with_demo_cases(preset(profile), data, direction=direction), changes or {})
     train, test = (the_one(settings, data, role) for role in ("train", "test"))
     run = Run(run_folder or Path(folder or runs_dir() / "demo") / "training" / f"{profile}-{direction}")

@@ -14,7 +14,7 @@ from .printed import Printed
 from .scores import read_results
 from .tables import dice_table
 
-TOOK = {"training_seconds": "training s", "peak_gib": "peak GiB"}  # columns of a grid's runs.csv
+TOOK = {"training_seconds": "training s", "steps_gib": "peak GiB"}  # columns of a grid's runs.csv
 
 
 def is_grid(folder: Path) -> bool:

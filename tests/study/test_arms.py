@@ -33,7 +33,7 @@ def test_costs_and_scores_of_the_arms(rows, tmp_path):
     assert table["mean"].tolist() == pytest.approx([50.25, 60.25, 70.25, 80.25])
     assert (table["low"] < table["mean"]).all()
     assert table.loc["more", "parameters, million"] > table.loc["one", "parameters, million"] == table.loc["rate", "parameters, million"]
-    pd.DataFrame({"arm": ["one", "one"], "training_seconds": [1.0, 3.0], "peak_gib": [None, None]}).to_csv(tmp_path / "runs.csv", index=False)
+    pd.DataFrame({"arm": ["one", "one"], "training_seconds": [1.0, 3.0], "steps_gib": [None, None]}).to_csv(tmp_path / "runs.csv", index=False)
     with_costs = costs_and_scores(rows, GRID, tmp_path)
     assert with_costs.loc["one", "training, seconds"] == 2
     assert "memory, GiB" not in with_costs
