@@ -135,6 +135,7 @@ class TrainingConfig(Frozen):
     clip_norm: PositiveFloat | None = None
     ema: float | None = Field(None, gt=0, lt=1, description="share that averaged weights keep a step, 0.999 say; they are validated and kept as the best")
     deep_supervision: bool = Field(False, description="a loss on coarser decoder levels too, by heads that are not kept; the paper has none")
+    loss: Literal["dice_ce", "dice", "ce"] = Field("dice_ce", description="Dice + cross-entropy, as the paper; or one of them alone")
     class_balance: float = Field(0.0, ge=0, le=1, description="cross-entropy weighs a class by its frequency to minus this; the paper: 0")
     batch_dice: bool = Field(False, description="one Dice a class over all patches of a batch, instead of one a patch")
     augment: AugmentConfig = AugmentConfig()
@@ -203,6 +204,9 @@ class Settings(Frozen):
             raise ValueError("training.strategy: fsdp goes with neither training.ema nor training.deep_supervision; choose ddp, or leave them off")
         if self.data.also and self.training.class_balance:
             raise ValueError("training.class_balance: expected 0 with data.also, for a class is not labelled everywhere")
+        for term, name in (("dice", "class_balance"), ("ce", "batch_dice")):
+            if self.training.loss == term and (found := getattr(self.training, name)):
+                raise ValueError(f"training.{name}: found {found} with training.loss {term!r}, which has no term that it would change; set it to {type(found)()}")
         if self.training.patience and not self.data.validation_cases:
             raise ValueError("training.patience: needs data.validation_cases; name some, or leave it off")
         return self

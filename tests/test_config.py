@@ -72,6 +72,8 @@ def look_up(tree, dotted):
         (lambda: override(Settings(), {"training.learning_rate": float("nan")}), r"^training\.learning_rate: found nan"),
         (lambda: override(Settings(), {"data.spacing_mm": (3, 0, 3)}), r"^data\.spacing_mm\.1: found 0"),
         (lambda: override(Settings(), {"prediction.overlap": 1.0}), r"^prediction\.overlap: found 1\.0"),
+        (lambda: override(preset("laptop"), {"training.loss": "dice"}), r"^training\.class_balance: found 0\.4 with training\.loss 'dice', .*; set it to 0\.0"),
+        (lambda: override(Settings(), {"training.loss": "ce", "training.batch_dice": True}), r"^training\.batch_dice: found True with .*; set it to False"),
         (lambda: preset("labtop"), r"^profile: found 'labtop', expected one of smoke, laptop, paper, released; did you mean laptop\?"),
     ],
 )

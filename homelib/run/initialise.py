@@ -5,6 +5,7 @@ from. A tensor is resized where only its number of slots or experts differs: wha
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str
     Raises:
         UserError: nothing there, a damaged file, or one of which nothing fits.
     """
-    state, theirs = _read(Path(source).expanduser(), network)
+    state, theirs = _read(Path(os.path.expandvars(source)).expanduser(), network)
     rows, own = [], network.state_dict()
     with torch.no_grad():
         for name, tensor in own.items():

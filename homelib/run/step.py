@@ -36,7 +36,7 @@ def train_step(
 
     def loss_of(logits: Tensor, label: Tensor, labelled: Tensor | None) -> Tensor:
         known = logits if labelled is None else marginal_logits(logits.float(), labelled)
-        return segmentation_loss(known, label, class_weights, batch_dice=config.batch_dice)
+        return segmentation_loss(known, label, class_weights, batch_dice=config.batch_dice, terms=config.loss)
 
     total = 0.0
     for number, batch in enumerate(batches, start=1):

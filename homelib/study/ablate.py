@@ -1,17 +1,20 @@
 """The driver of a grid: which of its runs are to be done, and does them, whatever happens to it and to them.
 
-A grid's folder holds `plan.json`, a folder a run, and after `collect` the tables `results.csv` and `runs.csv`. Every run executes the notebooks 03 and
-04 in a process of its own (`homelib.study.work`), somewhere (`homelib.study.executors`). What is finished is not done again, what was left is gone on
-with, what failed stops nothing else; several drivers may work on one folder.
+A grid's folder holds `plan.json`, a folder a run, where it names data sets `places.json`, which says where on this machine they are, and what `collect`
+makes (`homelib.study.collect`). Every run executes the notebooks 03 and 04 in a process of its own (`homelib.study.work`), somewhere
+(`homelib.study.executors`). What is finished is not done again, what was left is gone on with, what failed stops nothing else; several drivers may work
+on one folder.
 """
 
 import contextlib
 import json
+import os
+import re
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +32,7 @@ if TYPE_CHECKING:
 
     from .grids import Grid, Planned
 
-PLAN = "plan.json"
-MADE = "made.json"
+PLAN, PLACES = "plan.json", "places.json"
 NOTEBOOKS = ("03_training", "04_prediction_and_evaluation")
 DIRECTION = "a-to-c"  # of a grid without folds
 POLL_SECONDS = 0.5
@@ -50,11 +52,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid's runs in their folder, as `plan.json` there has them."""
+    """A grid's runs in their folder, as `plan.json` there has them.
+
+    command: that makes them. data: data set -> its folder. parameters: of the notebooks, beside those that make a run.
+    """
 
     folder: Path
+    command: str
     profile: str
     data: Mapping[str, str]
+    parameters: Mapping[str, Any]
     tasks: tuple[Task, ...]
 
     @classmethod
@@ -77,9 +84,11 @@ class Sweep:
             roots: folders of the data sets that the grid names, in its order.
 
         Raises:
-            UserError: a parameter that no notebook knows; a folder whose run has the name of another; no place for a data set. Nothing was changed then.
+            UserError: a parameter that no notebook knows; a folder whose run has the name of another; no place for a data set, or for a file that an arm
+                leaves to the environment. Nothing was changed then.
         """
         data = placed(grid, roots)
+        check_environment((f"arms.{arm}", grid.changes | changes) for arm, changes in grid.arms.items())
         folder = Path(folder or default_folder(grid.name)).expanduser().resolve()
         chosen = [Path(notebook).resolve() for notebook in notebooks] or shipped_notebooks(on_data=bool(data))
         check_parameters(chosen, parameters or {}, data)
@@ -91,29 +100,28 @@ class Sweep:
                 raise UserError(f"{folder / run.name}: holds a run with other settings; nothing was changed. Rename the arm, or choose another --folder.")
             place = run.name if there is not None else finished.get(run.fingerprint, run.name)
             lines.append(_line(run, place))
-        plan = {"grid": grid.name, "profile": grid.profile, "data": data, "parameters": dict(parameters or {})}
+        plan = {"grid": grid.name, "profile": grid.profile, "data": list(data), "parameters": dict(parameters or {})}
         plan |= {"notebooks": [_shelf_name(notebook) for notebook in chosen], "runs": lines}
         for line in lines:
             _queue_up(folder / line["folder"], states.planned_record(line))
-        with written_whole(folder / PLAN) as part:
-            part.write_text(json.dumps(plan, indent=1) + "\n")
+        for name, tree in ((PLACES, data), (PLAN, plan)):
+            if tree:
+                with written_whole(folder / name) as part:
+                    part.write_text(json.dumps(tree, indent=1) + "\n")
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Sweep":
         """A grid that was begun. Raises UserError where the folder holds none."""
         folder = Path(folder).expanduser().resolve()
-        try:
-            plan = json.loads((folder / PLAN).read_text())
-        except FileNotFoundError:
-            raise UserError(f"{folder}: no {PLAN} there, expected the folder of a grid. `home ablate run GRID` makes one.") from None
-        except ValueError as error:
-            raise UserError(f"{folder / PLAN}: cannot be read ({error}); `home ablate run GRID` writes it anew.") from None
+        plan = _read(folder / PLAN)
+        data = _read(folder / PLACES) if plan["data"] else {}
         notebooks = [_from_shelf(name) for name in plan["notebooks"]]
         known = {notebook: parameters_of(notebook) for notebook in notebooks} if plan["parameters"] else {}
         more = {notebook: {name: value for name, value in plan["parameters"].items() if name in its} for notebook, its in known.items()}
         shelf = [(notebook, more.get(notebook, {})) for notebook in notebooks]
-        return cls(folder, plan["profile"], plan["data"], tuple(_task(folder, plan, shelf, line) for line in plan["runs"]))
+        tasks = tuple(_task(folder, plan["profile"], data, shelf, line) for line in plan["runs"])
+        return cls(folder, _command(plan), plan["profile"], data, plan["parameters"], tasks)
 
     def memory_gib(self) -> float:
         """That a run will need at most."""
@@ -143,8 +151,10 @@ class Sweep:
             watch: called with the table of states, now and then.
 
         Raises:
+            UserError: the environment does not say where a file of an arm is.
             KeyboardInterrupt: Ctrl-C, or SIGTERM; the runs at work were stopped first, with a checkpoint, and no kernel is left.
         """
+        check_environment((task.record.name, task.changes) for task in self.tasks)
         if failed:
             for task in self.tasks:
                 _queue_again(task.folder)
@@ -179,28 +189,10 @@ class Sweep:
                 raise
 
     def collect(self) -> "pd.DataFrame":
-        """The metrics of all finished runs, one tidy table with the columns run, arm, seed, fold; written to `results.csv`, what the runs took to `runs.csv`,
-        and to `made.json` when and by what they were made.
+        """`homelib.study.collect.collect` of these runs. Raises UserError: none is finished."""
+        from .collect import collect
 
-        Raises UserError: no run is finished.
-        """
-        import pandas as pd
-
-        tables = []
-        for row in (rows := self.rows()):
-            if row.record.state == "done" and (file := row.folder / "metrics.csv").exists():
-                about = {"run": row.record.name, "arm": row.record.arm, "seed": row.record.seed, "fold": row.record.fold}
-                table = pd.read_csv(file)
-                tables.append(pd.concat([pd.DataFrame(about, index=table.index), table], axis="columns"))
-        if not tables:
-            raise UserError(f"{self.folder}: none of {len(rows)} runs is finished; `home ablate run` does them.")
-        results = pd.concat(tables, ignore_index=True)
-        for name, table in (("results.csv", results), ("runs.csv", pd.DataFrame([_took(row) for row in rows]))):
-            with written_whole(self.folder / name) as part:
-                table.to_csv(part, index=False)
-        with written_whole(self.folder / MADE) as part:
-            part.write_text(json.dumps(_made(rows), indent=1) + "\n")
-        return results
+        return collect(self.folder, self.rows(), command=self.command)
 
 
 # ---------------------------------------------------------------- the plan
@@ -221,6 +213,17 @@ def placed(grid: "Grid", roots: Sequence[Path]) -> dict[str, str]:
         found = f"{len(roots)} for {len(grid.data)} data sets" + (f" ({', '.join(grid.data)})" if grid.data else ", for the grid is of the demo")
         raise UserError(f"--root: found {found}, expected one each, in the grid's order.")
     return {name: str(Path(root).expanduser().resolve()) for name, root in zip(grid.data, roots, strict=True)}
+
+
+def check_environment(arms: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """A value may leave a place to the environment, `training.init_from: $PRETRAINED`, so that a plan holds no path of a machine.
+
+    Raises UserError where the environment does not have it.
+    """
+    for about, changes in arms:
+        for name, value in changes.items():
+            if isinstance(value, str) and (lacking := re.search(r"\$\{?(\w+)", os.path.expandvars(value))):
+                raise UserError(f"{about}: {name}: found {value}, which the environment does not have; `export {lacking[1]}=PATH` says where that is.")
 
 
 def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
@@ -247,9 +250,24 @@ def _line(run: "Planned", place: str) -> dict[str, Any]:
     return about | {"folder": place, "changes": dict(run.changes)}
 
 
-def _task(folder: Path, plan: dict[str, Any], notebooks: Sequence[tuple[Path, dict[str, Any]]], line: dict[str, Any]) -> Task:
+def _read(path: Path) -> dict[str, Any]:
+    """plan.json, or places.json."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {path.name} there, expected the folder of a grid. `home ablate run GRID` makes one.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); `home ablate run GRID` writes it anew.") from None
+
+
+def _command(plan: dict[str, Any]) -> str:
+    roots = [f"--root {name.upper()}" for name in plan["data"]]
+    return " ".join(["home ablate run", plan["grid"], *roots, *(f"-p {name}={json.dumps(value)}" for name, value in plan["parameters"].items())])
+
+
+def _task(folder: Path, profile: str, data: Mapping[str, str], notebooks: Sequence[tuple[Path, dict[str, Any]]], line: dict[str, Any]) -> Task:
     place = folder / line["folder"]
-    given = _making(plan["profile"], place, line["fold"], line["changes"], plan["data"])
+    given = _making(profile, place, line["fold"], line["changes"], data)
     return Task(states.planned_record(line), line["changes"], place, tuple((notebook, given | more) for notebook, more in notebooks))
 
 
@@ -306,26 +324,6 @@ def _row(task: Task) -> Row:
         return row
     about = {name: getattr(task.record, name) for name in ("name", "arm", "seed", "fold")}  # finished under the name of another arm
     return replace(row, record=replace(row.record, **about))
-
-
-def _made(rows: Sequence[Row]) -> dict[str, Any]:
-    """Of the finished runs: how many, the first one's beginning and the last one's end, and the machine and versions that collect them."""
-    from .doctor import environment_line
-
-    done = [row for row in rows if row.record.state == "done"]
-    began, ended = min(row.record.began for row in done), max((row.folder / states.RECORD).stat().st_mtime for row in done)
-    hours = sum(row.record.seconds for row in done) / 3600
-    moments = {name: time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for name, at in (("began", began), ("ended", ended))}
-    return {"runs": len(done), **moments, "minutes": round((ended - began) / 60, 1), "hours_of_runs": round(hours, 2), "environment": environment_line()}
-
-
-def _took(row: Row) -> dict[str, Any]:
-    """A line of runs.csv: what a run took, by its record, and by what its training told."""
-    told = states.status(row.folder)
-    about = {"run": row.record.name, "arm": row.record.arm, "seed": row.record.seed, "fold": row.record.fold, "state": row.record.state}
-    cost = {"attempts": row.record.attempts, "seconds": round(row.record.seconds, 1)}
-    cost |= {"training_seconds": told.get("seconds"), "steps_gib": told.get("steps_gib")}
-    return about | cost | {"error": row.record.error}
 
 
 @contextlib.contextmanager

@@ -31,6 +31,9 @@ WITHOUT_EFFECT = {  # on what a run finds: they take no part in its fingerprint
     "model": {"scan_backend"},
     "training": {"accelerator", "workers", "loggers", "checkpoint_every"},
 }
+LATER = {  # settings that are younger than committed results: at their default, which is what was done before them, they take no part in a fingerprint
+    "training": {"loss"},
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,12 @@ def fingerprint(settings: Settings, *, fold: str | int | None = None, data: tupl
     >>> fingerprint(preset("smoke")) == fingerprint(override(preset("smoke"), {"training.workers": 2}))
     True
     """
-    told = {"settings": settings.model_dump(mode="json", exclude=WITHOUT_EFFECT), "fold": fold, "data": data}
+    tree = settings.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    usual = settings.model_dump(mode="json", exclude_defaults=True)
+    for part, names in LATER.items():
+        for name in names - usual.get(part, {}).keys():
+            tree[part].pop(name, None)
+    told = {"settings": tree, "fold": fold, "data": data}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

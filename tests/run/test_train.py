@@ -233,6 +233,8 @@ def test_the_loss_by_hand():
     assert segmentation_loss(logits, label).item() == pytest.approx(1 - dice + entropy, rel=1e-4)
     weighted = (1 * math.log(4 / 3) + 3 * math.log(2)) / 4
     assert segmentation_loss(logits, label, torch.tensor([1.0, 3.0])).item() == pytest.approx(1 - dice + weighted, rel=1e-4)
+    assert segmentation_loss(logits, label, terms="dice").item() == pytest.approx(1 - dice, rel=1e-4)
+    assert segmentation_loss(logits, label, torch.tensor([1.0, 3.0]), terms="ce").item() == pytest.approx(weighted, rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])
@@ -309,8 +311,8 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_half_a_cosine():
     assert 0 < learning_rate_factor(0, TrainingConfig(steps=2, warmup_steps=10)) <= 1
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.01])
-def test_a_step_follows_the_gradient_and_a_clipped_one_no_farther_than_the_norm(clip_norm):
+@pytest.mark.parametrize(("clip_norm", "terms"), [(None, "dice_ce"), (0.01, "dice_ce"), (None, "ce")])
+def test_a_step_follows_the_gradient_and_a_clipped_one_no_farther_than_the_norm(clip_norm, terms):
     """Plain gradient descent of rate 1: the step is the gradient, and the second one does not hold the first one's."""
     fabric, network = Fabric(accelerator="cpu", devices=1), torch.nn.Conv3d(1, 2, 1)
     reference = torch.nn.Conv3d(1, 2, 1)
@@ -318,7 +320,7 @@ def test_a_step_follows_the_gradient_and_a_clipped_one_no_farther_than_the_norm(
     batch = torch.randn(1, 1, 4, 4, 4), torch.randint(0, 2, (1, 1, 4, 4, 4))
     wrapped, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=1.0))
     for _ in range(2):
-        loss = segmentation_loss(reference(batch[0]), batch[1])
+        loss = segmentation_loss(reference(batch[0]), batch[1], terms=terms)
         gradients = torch.autograd.grad(loss, list(reference.parameters()))
         norm = torch.cat([g.flatten() for g in gradients]).norm()
         assert norm > 0.02
@@ -326,7 +328,7 @@ def test_a_step_follows_the_gradient_and_a_clipped_one_no_farther_than_the_norm(
         with torch.no_grad():
             for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
                 parameter -= factor * gradient
-        found, found_norm, taken = train_step(fabric, wrapped, optimizer, [batch], TrainingConfig(clip_norm=clip_norm))
+        found, found_norm, taken = train_step(fabric, wrapped, optimizer, [batch], TrainingConfig(clip_norm=clip_norm, loss=terms))
         assert (found, found_norm, taken) == (pytest.approx(loss.item(), rel=1e-5), pytest.approx(norm.item(), rel=1e-4), True)
         for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
