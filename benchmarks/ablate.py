@@ -1,4 +1,5 @@
-"""What `home ablate` adds to the notebooks that it runs, and how fast it reads a thousand runs: `python -m benchmarks.ablate [--runs 6]`.
+"""What `home ablate` adds to the notebooks that it runs, and how fast it reads a thousand runs: `python -m benchmarks.ablate [--runs 6]` into
+benchmarks/results/ablate.json.
 
 Runs one after the other, of two notebooks whose cells do nothing. What a run takes from one end to the next, less the seconds that papermill writes into
 the executed copies (from before the kernel starts to after the last cell), is the driver's own.
@@ -16,6 +17,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
+from benchmarks.measure import save
 from homelib.study import states
 from homelib.study.ablate import Sweep
 from homelib.study.executors import Local
@@ -69,12 +71,13 @@ def status_seconds(folder: Path, runs: int = 1000) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=6)
     runs, load = parser.parse_args().runs, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        found = {"runs": runs, **overhead(Path(folder), runs), "status_of_1000": status_seconds(Path(folder)), "load_before": load, "cores": os.cpu_count()}
-    print(json.dumps({name: round(value, 2) for name, value in found.items()}))
+        found = {"load before": load, "runs": runs, "seconds a run": overhead(Path(folder), runs), "seconds of status, 1000 runs": status_seconds(Path(folder))}
+    print(json.dumps(found, indent=1))
+    print(save("ablate", found))
 
 
 if __name__ == "__main__":

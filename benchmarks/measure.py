@@ -134,9 +134,11 @@ def machine() -> dict:
     }
 
 
-def save(name: str, results: dict) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def save(name: str, results: dict, *, folder: Path | None = None) -> Path:
+    """Into benchmarks/results, or where notebooks of a wheel find it too, homelib/study/results."""
+    folder = folder or RESULTS
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine()} | results, indent=1) + "\n")
     return path
 

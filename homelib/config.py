@@ -206,7 +206,7 @@ class Settings(Frozen):
             raise ValueError("training.class_balance: expected 0 with data.also, for a class is not labelled everywhere")
         for term, name in (("dice", "class_balance"), ("ce", "batch_dice")):
             if self.training.loss == term and (found := getattr(self.training, name)):
-                raise ValueError(f"training.{name}: found {found} with training.loss {term!r}, which has no term that it would change; set it to {type(found)()}")
+                raise ValueError(f"training.{name}: found {found} with training.loss {term!r}, which leaves out what it changes; set it to {type(found)()}")
         if self.training.patience and not self.data.validation_cases:
             raise ValueError("training.patience: needs data.validation_cases; name some, or leave it off")
         return self

@@ -7,9 +7,11 @@ The formula of HoME leaves out that level 2 compares every slot of every group w
 for M slots stand for K tokens, M / K = 1 / 128 at the first stage. A table of both tells where it begins to count.
 """
 
+import json
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from torch import nn
 from ..config import ModelConfig
 from ..network.parts import home_of, mixer_of
 
+MEASURED = Path(__file__).parent / "results" / "complexity.json"  # as `python -m benchmarks.complexity` has left it
 RUNS = 3  # of each size, after one that does not count; their median is taken
 COLUMNS = ("layer", "stage", "tokens", "seconds", "kept_mib", "formula", "level_1_scores", "level_2_scores")
 
@@ -39,6 +42,14 @@ def complexity(config: ModelConfig, tokens: Sequence[int], *, stage: int = 0, de
             x = torch.tanh(torch.randn(1, N, channels, device=device))  # as Dynamic Tanh leaves it
             rows.append({"layer": name, "stage": stage + 1, "tokens": N, **_measured(layer, x), **_counted(config, stage, N, home=name == "HoME")})
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def measured() -> tuple[pd.DataFrame, str] | None:
+    """What `python -m benchmarks.complexity` has measured, of the paper's network and on which machine; None where it was not run."""
+    if not MEASURED.exists():
+        return None
+    kept = json.loads(MEASURED.read_text())
+    return pd.DataFrame(kept["rows"], columns=list(COLUMNS)), f"{kept['about']}, {kept['machine']['cpu']}"
 
 
 def exponents(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,12 +9,11 @@ import pandas as pd
 from ..errors import UserError
 from ..run.folder import Run
 from .ablation_tables import ablation_table
+from .arms import costs as costs_of_arms
 from .grids import Grid, load_grid
 from .printed import Printed
 from .scores import read_results
 from .tables import dice_table
-
-TOOK = {"training_seconds": "training s", "steps_gib": "peak GiB"}  # columns of a grid's runs.csv
 
 
 def is_grid(folder: Path) -> bool:
@@ -22,15 +21,17 @@ def is_grid(folder: Path) -> bool:
     return folder.suffix == ".csv" or (folder / "results.csv").exists() or (folder / "plan.json").exists()
 
 
-def grid_table(folder: Path, *, metrics: Sequence[str], paper: str | None, grid: str | None, costs: bool) -> Printed:
+def grid_table(
+    folder: Path, *, metrics: Sequence[str] = ("dice", "hd95"), paper: str | None = None, grid: str | Grid | None = None, costs: bool = False
+) -> Printed:
     """A grid's table.
 
     Args:
         folder: with `results.csv`, or that file.
         metrics: columns.
         paper: the paper's table beside it.
-        grid: its name or file, where the folder does not tell, or tells one that is not shipped.
-        costs: parameters and FLOPs of every arm, counted, and what its runs took, where `runs.csv` tells.
+        grid: itself, or its name or file, where the folder does not tell, or tells one that is not shipped.
+        costs: of every arm, as `arms.costs` gives them.
 
     Raises:
         UserError: no results, or an arm that the grid does not have.
@@ -38,7 +39,8 @@ def grid_table(folder: Path, *, metrics: Sequence[str], paper: str | None, grid:
     rows = read_results(folder)
     about = _grid_of(folder, grid) if paper is not None or costs else None
     beside = about.paper.get(paper, {}) if about is not None and paper is not None else None
-    return ablation_table(rows, metrics, costs=_costs(folder, rows, about) if costs else None, paper=paper, paper_rows=beside)
+    told = costs_of_arms(rows, about, folder.parent if folder.suffix == ".csv" else folder) if costs else None
+    return ablation_table(rows, metrics, costs=told, paper=paper, paper_rows=beside)
 
 
 def run_tables(folder: Path) -> list[Printed]:
@@ -52,9 +54,9 @@ def run_tables(folder: Path) -> list[Printed]:
     return tables
 
 
-def _grid_of(folder: Path, grid: str | None) -> Grid:
+def _grid_of(folder: Path, grid: str | Grid | None) -> Grid:
     if grid is not None:
-        return load_grid(grid)
+        return grid if isinstance(grid, Grid) else load_grid(grid)
     plan = (folder.parent if folder.suffix == ".csv" else folder) / "plan.json"
     if not plan.exists():
         raise UserError(f"--grid: {plan} is not there to tell which grid this is; give its name or its file.")
@@ -62,19 +64,3 @@ def _grid_of(folder: Path, grid: str | None) -> Grid:
         return load_grid(json.loads(plan.read_text())["grid"])
     except (ValueError, KeyError):
         raise UserError(f"{plan}: cannot be read as a plan; give the grid by --grid.") from None
-
-
-def _costs(folder: Path, rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
-    from .costs import costs_of
-
-    arms = list(dict.fromkeys(rows["arm"]))
-    if unknown := [arm for arm in arms if arm not in grid.arms]:
-        raise UserError(f"--grid: {grid.name} has no arm {unknown[0]!r}, which the results have; give the grid that they are of.")
-    table = costs_of({arm: grid.settings(arm) for arm in arms})
-    file = (folder.parent if folder.suffix == ".csv" else folder) / "runs.csv"
-    if file.exists():
-        told = pd.read_csv(file, dtype={"arm": str})
-        for column, heading in TOOK.items():
-            if column in told:
-                table[heading] = told.groupby("arm")[column].mean().reindex(table.index)
-    return table

@@ -55,12 +55,11 @@ def group_expert_heat(table: pd.DataFrame, *, score: str, title: str) -> Figure:
     """Score by group size (columns) and number of experts (rows), each cell with its number; a cell that was not run is empty.
 
     Args:
-        table: columns group, experts (labels, in the order in which they are to stand) and value.
+        table: of `homelib.study.arms.experts_and_groups`: a row a number of experts, a column a group size, NaN where there is none.
     """
-    rows, columns = (list(dict.fromkeys(table[axis])) for axis in ("experts", "group"))
-    grid = table.pivot_table(index="experts", columns="group", values="value", aggfunc="mean", sort=False).reindex(index=rows, columns=columns)
+    rows, columns = list(table.index), list(table.columns)
     figure, ax = plt.subplots(figsize=(2.6 + 1.3 * len(columns), 1.9 + 0.6 * len(rows)), layout="constrained")
-    values = grid.to_numpy(float)
+    values = table.to_numpy(float)
     image = ax.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (i, j), value in np.ndenumerate(values):

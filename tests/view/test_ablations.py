@@ -40,7 +40,7 @@ def test_one_run_has_a_point_without_a_bar():
 
 
 def test_the_heat_map_has_a_cell_for_every_run_and_none_for_what_was_not():
-    table = pd.DataFrame({"group": ["256", "512", "256"], "experts": ["4", "4", "8"], "value": [40.0, 41.5, 39.25]})
+    table = pd.DataFrame([[40.0, 41.5], [39.25, np.nan]], index=["4", "8"], columns=["256", "512"])
     ax = ablations.group_expert_heat(table, score="Dice %", title="grid").axes[0]
     values = ax.images[0].get_array()
     assert values.tolist() == [[40.0, 41.5], [39.25, None]]
