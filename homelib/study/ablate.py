@@ -178,8 +178,10 @@ class Sweep:
                     left = [task for task in self.tasks if rows[task.folder].record.state not in ENDED]
                     if not left and not begun:
                         return list(rows.values())
-                    free = [task for task in left if task.folder not in at_work and rows[task.folder].record.state != "running"]
-                    if now := [work(task) for task in free[: max(0, executor.room)]]:
+                    rest = {task.folder: rows[task.folder].record for task in left if task.folder not in at_work}
+                    others = [record for record in rest.values() if record.state == "running"]  # begun by another driver, which may have been killed
+                    free = [task for task in left if task.folder in rest and rest[task.folder].state != "running"]
+                    if now := [work(task) for task in free[: executor.room(others)]]:
                         executor.submit(now)
                     time.sleep(POLL_SECONDS)
             except BaseException:

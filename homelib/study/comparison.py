@@ -31,7 +31,7 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True) -> pd.DataFrame
     settings = run.settings
     train, test = (the_one(settings, demo, role) for role in ("train", "test"))
     network = trained_network(run)
-    rule = ThresholdAndPosition.fit(train, settings.model.out_channels)
+    rule = ThresholdAndPosition.fit(train, settings.model.out_channels) if baselines else None
     tables = []
     for role, case in (("train", train), ("test", test)):
         methods = {settings.network: lambda case: predict_label([network], case, settings)}

@@ -4,6 +4,7 @@ An executor takes work and tells which of it has ended, however it ended; what b
 """
 
 import os
+import platform
 import signal
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 from ..errors import UserError
 from . import states
+from .states import Record
 from .work import Work
 
 SIGNAL = "USR1"  # that a cluster sends before it takes a machine back; the trainer answers it with a checkpoint. submitit's own choice would kill a kernel
@@ -28,10 +30,10 @@ MEMORY_SHARE = 0.8  # of what is free
 
 
 class Executor(Protocol):
-    """room: how many pieces of work it would take now. submit: take them. ended: those that have come to an end since it was last asked, by `worker`."""
+    """room: how many pieces of work it would take now, beside `others`: runs at work that another driver has begun, one that was killed, say.
+    submit: take them. ended: those that have come to an end since it was last asked, by `worker`."""
 
-    @property
-    def room(self) -> int: ...
+    def room(self, others: Sequence[Record]) -> int: ...
 
     def submit(self, works: Sequence[Work]) -> None: ...
 
@@ -54,10 +56,10 @@ class Local:
     def __init__(self, folder: Path, *, at_once: int, cores: int = 1, gpus: Sequence[str] = ()):
         submitit = _submitit()
         self.executor = submitit.LocalExecutor(folder=folder / JOBS)
-        self.at_once, self.cores, self.free = (min(at_once, len(gpus)) if gpus else at_once), cores, list(gpus)
+        self.at_once, self.cores, self.gpus = (min(at_once, len(gpus)) if gpus else at_once), cores, list(gpus)
         self.jobs: dict[str, Any] = {}
         self.work: dict[str, Work] = {}
-        self._gpus = bool(gpus)
+        self.taken: set[str] = set()
 
     @classmethod
     def fitting(cls, folder: Path, *, gib_a_run: float, cores: int | None = None, gpus: Sequence[str] = ()) -> "Local":
@@ -68,13 +70,14 @@ class Local:
         at_once = fitting(cores=usable_cores(), cores_a_run=cores, gib_a_run=gib_a_run, free_gib=free_memory_gib(), gpus=len(gpus))
         return cls(folder, at_once=at_once, cores=cores, gpus=gpus)
 
-    @property
-    def room(self) -> int:
-        return self.at_once - len(self.jobs)
+    def room(self, others: Sequence[Record]) -> int:
+        here = [record for record in others if record.host == platform.node()]
+        self.taken = {record.gpu for record in here}
+        return max(0, self.at_once - len(self.jobs) - len(here))
 
     def submit(self, works: Sequence[Work]) -> None:
         for work in works:
-            work = replace(work, cores=self.cores, gpu=self.free.pop() if self._gpus else "")
+            work = replace(work, cores=self.cores, gpu=self._free_gpu() if self.gpus else "")
             # the run ends itself at its limit; submitit's own comes after, for a process that cannot
             limit = FOR_EVER_MINUTES if work.limit_seconds is None else (work.limit_seconds + work.grace_seconds + SLACK_SECONDS) / 60
             self.executor.update_parameters(timeout_min=limit, signal_delay_s=SLACK_SECONDS // 2)
@@ -86,9 +89,12 @@ class Local:
         ended = [worker for worker, job in self.jobs.items() if job.done()]
         for worker in ended:
             del self.jobs[worker]
-            if self._gpus:
-                self.free.append(self.work[worker].gpu)
         return ended
+
+    def _free_gpu(self) -> str:
+        """The first that neither a run of its own uses nor one of the others at the last look."""
+        used = self.taken | {self.work[worker].gpu for worker in self.jobs}
+        return next(gpu for gpu in self.gpus if gpu not in used)
 
     def stop(self) -> None:
         patience = max((self.work[worker].grace_seconds for worker in self.jobs), default=0.0) + 10
@@ -171,8 +177,7 @@ class Slurm:
         self.jobs: dict[str, str] = {}
         self._asked = time.monotonic()
 
-    @property
-    def room(self) -> int:
+    def room(self, others: Sequence[Record]) -> int:
         return 1_000_000  # the cluster has a queue of its own
 
     def submit(self, works: Sequence[Work]) -> None:

@@ -32,7 +32,8 @@ TAIL_BYTES = 16_384
 class Record:
     """What a run is, and how far.
 
-    name: of its folder. fingerprint: of all that decides what it finds. worker: a mark of the process that has begun it last, `process` its id.
+    name: of its folder. fingerprint: of all that decides what it finds. worker: a mark of the process that has begun it last, `process` its id, `host` its
+    machine, `gpu` its GPU, if one.
     attempts: how often it was begun. notebook: the one that was begun last. ended: those that came to their end without an error.
     began: Unix time. seconds: of all attempts that told their end.
     error: one line, where it failed.
@@ -46,6 +47,8 @@ class Record:
     state: "State" = "queued"
     worker: str = ""
     process: int = 0
+    host: str = ""
+    gpu: str = ""
     attempts: int = 0
     notebook: str = ""
     ended: tuple[str, ...] = ()

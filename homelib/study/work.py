@@ -5,6 +5,7 @@ checkpoint and without the notebooks that came to their end.
 """
 
 import os
+import platform
 import signal
 import sys
 import time
@@ -71,8 +72,8 @@ class Work:
 
     def _run(self, record: Record, ending: "Ending") -> None:
         began = time.time()
-        begun = {"worker": self.worker, "process": os.getpid(), "attempts": record.attempts + 1, "began": began, "error": ""}
-        record = replace(record, state="running", **begun)
+        where = {"process": os.getpid(), "host": platform.node(), "gpu": self.gpu or ""}
+        record = replace(record, state="running", worker=self.worker, attempts=record.attempts + 1, began=began, error="", **where)
         out, error = self.folder, ""
         states.write(self.folder, record)
         try:

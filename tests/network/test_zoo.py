@@ -9,6 +9,8 @@ import torch
 from homelib import ModelConfig, UserError
 from homelib.config import OURS, Network, preset
 from homelib.network import zoo
+from homelib.network.summary import OTHERS as OTHERS_PART
+from homelib.network.summary import PARTS, parameters_by_part
 from homelib.network.swin_weights import is_swin, swin_state
 from homelib.run.checkpoint import build_network, load_weights, save_weights
 from homelib.run.initialise import start_from, summary
@@ -40,6 +42,16 @@ def narrow(name: str, **sizes):
         pytest.importorskip("dynamic_network_architectures", reason="dynamic-network-architectures (the extra `zoo`) is not installed")
     torch.manual_seed(0)
     return zoo.build(name, ModelConfig(width=NARROW.get(name), **sizes), PATCH)
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_parameters_by_part_are_all_of_them(name):
+    network = narrow(name, channels=(4, 4, 8, 8), hidden_channels=8) if name == "UNet" or name.startswith("Swin") else built(name)
+    parts = parameters_by_part(network)
+    assert parts.sum() == parameters(network) > 0
+    assert list(parts.index) == (list(PARTS) if name in OURS else [OTHERS_PART])
+    assert name not in OURS or (parts.drop("HoME") > 0).all()
+    assert name != "MambaHoME" or parts["HoME"] > 0
 
 
 def test_every_name_of_the_settings_is_in_the_zoo():

@@ -97,6 +97,11 @@ def test_it_has_one_parameters_cell_before_all_other_code_that_holds_literals_al
     assert workbook.parameters_of(NOTEBOOKS[name]) == values
 
 
+@pytest.mark.parametrize("name", ["03_training", "04_prediction_and_evaluation"])
+def test_pictures_can_be_left_out_of_a_batch(name):
+    assert workbook.parameters_of(NOTEBOOKS[name])["figures"] is True
+
+
 @each
 def test_it_begins_with_title_question_and_minutes_and_says_where_it_runs(name):
     first = nbformat.read(NOTEBOOKS[name], as_version=4).cells[0]

@@ -98,6 +98,18 @@ def test_bfloat16_training_runs(short, prepared, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
 
 
+def test_memory_of_the_steps_is_told_apart_from_that_of_what_validation_does(short, prepared, tmp_path, monkeypatch):
+    most = [1.0]
+    monkeypatch.setattr(train, "memory_gib", lambda: most[0])
+
+    def on_validation(step, network):
+        most[0] = float(step)
+        return {}
+
+    run = fit(short, [prepared], tmp_path / "run", progress=False, on_validation=on_validation)
+    assert (run.status["steps_gib"], run.status["peak_gib"]) == (1.0, short.training.steps)
+
+
 # ---------------------------------------------------------------- stop and go on
 
 

@@ -1,13 +1,16 @@
 """The driver of grids: killed, interrupted, doubled, or with arms that crash and hang, every run is done once, and the table is the same."""
 
 import importlib.util
+import json
 import os
+import platform
 import random
 import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,12 +18,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from homelib import UserError, cli
+from homelib.config import override
 from homelib.study import states
 from homelib.study.ablate import Sweep
 from homelib.study.ablate_report import states_frame, states_table, told_by_lines
+from homelib.study.costs import costs_of
 from homelib.study.executors import Local, Slurm, fitting, visible_gpus
 from homelib.study.grids import load_grid
 from homelib.study.states import Record
+from homelib.study.work import Work
 
 _spec = importlib.util.spec_from_file_location("driving", Path(__file__).with_name("driving.py"))
 driving = importlib.util.module_from_spec(_spec)
@@ -114,6 +120,30 @@ def test_a_finished_run_serves_an_arm_that_has_got_another_name(shelf, grid_fold
     assert table[["run", "arm", "value"]].values.tolist() == [["new_seed0_a-to-c", "new", 0.5]]
 
 
+def test_what_is_collected_says_what_arms_cost_runs_took_and_how_it_was_made(shelf, grid_folder, smoke):
+    sweep = Sweep.begin(driving.grid(arms={"one": "", "two": ""}, folds=("a-to-c",)), grid_folder, notebooks=shelf, parameters={"more": 3})
+    for number, task in enumerate(sweep.tasks):
+        override(smoke, {} if task.record.arm == "one" else {"network": "SegMamba"}).save(task.folder / "settings.json")
+        if task.record.seed == 0:
+            states.write(task.folder, replace(states.read(task.folder), state="done", began=1000.0 + 60 * number, seconds=1800.0))
+            (task.folder / "metrics.csv").write_text("case,metric,value\nx,dice,0.5\n")
+            (task.folder / "status.json").write_text('{"seconds": 12.5, "peak_gib": 4.0, "steps_gib": 3.0}')
+    last = sweep.tasks[1].folder / states.RECORD
+    os.utime(sweep.tasks[0].folder / states.RECORD, (1900, 1900))
+    os.utime(last, (4000, 4000))
+    sweep.collect()
+    took = pd.read_csv(grid_folder / "runs.csv").set_index("run")
+    assert took.loc["one_seed0_a-to-c", ["training_seconds", "steps_gib"]].tolist() == [12.5, 3.0]
+    assert took.loc["two_seed1_a-to-c", "state"] == "queued"
+    counted = costs_of({"one": smoke, "two": override(smoke, {"network": "SegMamba"})})
+    for name, column in (("parameters M", "parameters_m"), ("GFLOPs", "gflops")):
+        assert took.groupby("arm")[column].unique().map(list).to_dict() == {arm: [pytest.approx(counted.loc[arm, name])] for arm in ("one", "two")}
+    made = json.loads((grid_folder / "made.json").read_text())
+    assert made["command"] == "home ablate run made -p more=3"
+    assert (made["runs"], made["minutes"], made["hours_of_runs"]) == (2, 50, 1)
+    assert "homelib" in made["environment"]
+
+
 def test_a_grid_of_data_sets_needs_their_places():
     with pytest.raises(UserError, match=r"^--root: found 0 for 1 data sets \(amos_ct\), expected one each"):
         Sweep.begin(load_grid("experts"))
@@ -121,10 +151,28 @@ def test_a_grid_of_data_sets_needs_their_places():
 
 def test_a_grid_of_data_sets_has_notebooks_of_its_own(grid_folder, tmp_path):
     sweep = Sweep.begin(load_grid("experts"), grid_folder, roots=[tmp_path])
+    assert str(tmp_path) not in (grid_folder / "plan.json").read_text()  # which may be committed
+    assert sweep.command == "home ablate run experts --root AMOS_CT"
     for notebook, given in sweep.tasks[0].notebooks:
         assert notebook.parent.name == "on_data"
         assert given["data"] == {"amos_ct": str(tmp_path)}
         assert given["fold"] == sweep.tasks[0].record.fold
+    (grid_folder / "places.json").unlink()
+    with pytest.raises(UserError, match=r"no places\.json there, expected the folder of a grid"):
+        Sweep.open(grid_folder)
+
+
+def test_weights_that_the_environment_must_name_are_asked_for_before_anything_starts(grid_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("PRETRAINED", raising=False)
+    with pytest.raises(UserError, match=r"^arms\.pretrained: training\.init_from: found \$PRETRAINED, .*`export PRETRAINED=PATH` says where that is\.$"):
+        Sweep.begin(load_grid("pretraining"), grid_folder, roots=[tmp_path])
+    assert not grid_folder.exists()
+    monkeypatch.setenv("PRETRAINED", str(tmp_path))
+    sweep = Sweep.begin(load_grid("pretraining"), grid_folder, roots=[tmp_path])
+    assert {task.record.arm: task.changes.get("training.init_from") for task in sweep.tasks} == {"scratch": None, "pretrained": "$PRETRAINED"}
+    monkeypatch.delenv("PRETRAINED")
+    with pytest.raises(UserError, match=r"^pretrained_seed0: training\.init_from: found \$PRETRAINED"):
+        sweep.run(Local(grid_folder, at_once=1))
 
 
 def test_a_folder_without_a_plan_is_one_line(tmp_path):
@@ -214,6 +262,7 @@ def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_on
 
 @pytest.mark.slow
 def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_last_words(shelf, grid_folder):
+    """Two that are well beside three that are not; ten, of real trainings, are in `python -m benchmarks.grid`: here they would take a minute."""
     made = driving.grid(arms={"crash": "crash", "die": "die", "hang": "hang", "one": "", "two": ""}, seeds=(0,), folds=("a-to-c",))
     driving.finished(driving.driver(grid_folder, shelf[0].parent, made, at_once=3, limit_seconds=12))
     sweep = Sweep.open(grid_folder)
@@ -222,6 +271,7 @@ def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_
     assert rows["crash"].record.error == "03_training: cell 2: ValueError: a crash on purpose"
     assert rows["die"].record.error.endswith("DeadKernelError: Kernel died")
     assert rows["hang"].record.error == "03_training: wall-clock limit of 12 s; the kernel was ended"
+    assert {row.record.host for row in rows.values()} == {platform.node()}
     text = drawn(list(rows.values()))
     assert "3 failed, 2 done" in text
     for words in ("crash_seed0_a-to-c", "a crash on purpose", "hang_seed0_a-to-c", "this arm hangs"):
@@ -281,7 +331,51 @@ def test_gpus_are_those_that_the_caller_allows(monkeypatch):
 
 def test_every_gpu_has_one_run(tmp_path):
     where = Local(tmp_path, at_once=8, gpus=["0", "1"])
-    assert where.room == 2
+    assert where.room([]) == 2
+
+
+def at_work(**told) -> Record:
+    return Record("r", "a", 0, None, "f", **{"state": "running", "host": platform.node()} | told)
+
+
+def test_runs_that_another_driver_has_begun_on_this_machine_take_room(tmp_path):
+    where = Local(tmp_path, at_once=2)
+    assert [where.room([at_work()] * count) for count in range(4)] == [2, 1, 0, 0]
+    assert where.room([at_work(host="another")]) == 2
+    assert where.room([at_work(host="")]) == 2
+
+
+def test_the_gpu_of_a_run_that_another_driver_has_begun_is_not_given_away(tmp_path):
+    where, given = Local(tmp_path, at_once=8, gpus=["0", "1", "2"]), []
+    where.executor = SimpleNamespace(update_parameters=lambda **told: None, submit=lambda work: given.append(work.gpu))
+    assert where.room([at_work(gpu="0")]) == 2
+    where.submit([Work(tmp_path, (), "one"), Work(tmp_path, (), "two")])
+    assert given == ["1", "2"]
+    assert where.room([at_work(gpu="0")]) == 0
+
+
+def test_a_driver_tells_its_executor_of_the_runs_that_it_finds_at_work(shelf, grid_folder):
+    """After a SIGKILL of the driver its runs go on; the next one must not begin as many beside them."""
+
+    class Seen(Exception):
+        pass
+
+    class Executor:
+        def room(self, others):
+            raise Seen([(record.name, record.host) for record in others])
+
+        def ended(self):
+            return []
+
+        def stop(self):
+            pass
+
+    sweep = begun(grid_folder, shelf)
+    for task, state in zip(sweep.tasks, ("running", "running", "done"), strict=False):
+        states.write(task.folder, replace(task.record, state=state, host="here"))
+    with states.held(sweep.tasks[1].folder), pytest.raises(Seen) as told:
+        sweep.run(Executor())
+    assert told.value.args[0] == [(sweep.tasks[1].record.name, "here")]  # nobody holds the lock of the first
 
 
 def test_slurm_where_there_is_none_is_one_line(tmp_path, monkeypatch):

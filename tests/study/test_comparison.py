@@ -1,5 +1,7 @@
 """One run measured: every row is there, in the right role, and can be made again from the files that are left."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -109,9 +111,13 @@ def test_a_run_that_was_never_trained_is_refused(smoke_demo, tmp_path):
     assert not run.metrics_file.exists()
 
 
-def test_a_segmamba_run_is_measured_under_its_own_name(smoke_demo, tmp_path):
+def test_a_segmamba_run_is_measured_under_its_own_name_and_alone_where_that_is_asked_for(smoke_demo, tmp_path):
     settings = override(smoke_demo.settings, {"network": "SegMamba", "training.steps": 1})
     run = fit(settings, [smoke_demo.train_case], tmp_path / "run", progress=False)
     rows = measure(run, smoke_demo.data)
     assert set(rows.query("role == 'train'")["method"]) == {"SegMamba"}
     assert (run.folder / "predictions" / "phantom-c_SegMamba.nii.gz").exists()
+    shutil.rmtree(run.predictions)
+    alone = measure(run, smoke_demo.data, baselines=False)
+    pd.testing.assert_frame_equal(alone, rows[rows["method"] == "SegMamba"].reset_index(drop=True))
+    assert {path.name for path in run.predictions.iterdir()} == {"phantom-a_SegMamba.nii.gz", "phantom-c_SegMamba.nii.gz"}

@@ -1,5 +1,6 @@
 """Costs: FLOPs against counts by hand, parameters, and the growth of the layers against the paper's formulas."""
 
+import json
 import math
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from homelib.config import override, preset
 from homelib.network.order import groups_of
 from homelib.network.scan import backends
 from homelib.network.scan.flops import STATE, TOKEN, scan_flops
-from homelib.study.complexity import complexity, exponents
+from homelib.study import complexity as module
+from homelib.study.complexity import complexity, exponents, measured
 from homelib.study.costs import arm_costs, costs_of, forward_flops, parameter_count, probe
 from homelib.study.grids import Grid
 
@@ -126,6 +128,17 @@ def test_growth_is_told_beside_the_papers_formula():
     assert grown["formula"].tolist() == pytest.approx([1, 1])
     assert grown.loc["Mamba", "kept_mib"] == pytest.approx(1, abs=0.1)
     assert grown.loc["HoME", "kept_mib"] > 1
+
+
+def test_what_was_measured_is_read_with_its_machine_and_nothing_is_made_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MEASURED", tmp_path / "complexity.json")
+    assert measured() is None
+    table = complexity(CONFIG, [64, 128])
+    kept = {"machine": {"cpu": "some CPU"}, "about": "the paper's stage 1", "rows": table.to_dict("records")}
+    (tmp_path / "complexity.json").write_text(json.dumps(kept))
+    found, title = measured()
+    assert title == "the paper's stage 1, some CPU"
+    assert found.equals(table)
 
 
 def test_the_slope_of_a_known_power_is_found():

@@ -58,6 +58,14 @@ def test_the_number_of_classes_follows_the_data(profile, tmp_path):
     assert demo_run(profile, folder=tmp_path).settings.model.out_channels == 9
 
 
+def test_a_run_of_a_grid_is_never_of_phantoms_in_place_of_the_real_scans(tmp_path):
+    with pytest.raises(UserError, match=r"^profile: found 'laptop' without the real scans, expected them in a grid\. `home data fetch demo`"):
+        demo_run("laptop", run_folder=tmp_path / "run")
+    assert not any(tmp_path.iterdir())
+    assert demo_run("laptop", folder=tmp_path).run.folder.parent == tmp_path / "training"  # the demo itself says what it is of
+    assert demo_run("smoke", run_folder=tmp_path / "run").run.folder == tmp_path / "run"
+
+
 def test_what_a_user_sets_wins_over_the_direction(tmp_path):
     swapped = demo_run("smoke", folder=tmp_path, changes={"data.train_cases": ["phantom-c"], "data.test_cases": ["phantom-a"]})
     assert ids(swapped) == ("phantom-c", "phantom-a")

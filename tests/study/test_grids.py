@@ -1,12 +1,17 @@
 """Grids: from a YAML file to runs; what is wrong with one is a line; the shipped ones are the paper's tables, with the parameters that it prints."""
 
+import hashlib
+import json
+
 import pytest
 import torch
 
 from homelib import UserError
 from homelib.config import override, preset
+from homelib.data.manifest import load_manifest
+from homelib.network.summary import stage_table
 from homelib.network.unet import MambaHoME
-from homelib.study.grids import Grid, fingerprint, list_grids, load_grid
+from homelib.study.grids import LATER, WITHOUT_EFFECT, Grid, fingerprint, list_grids, load_grid
 from homelib.study.paper_tables import paper_rows
 
 HEAD = "name: mine\nquestion: which?\nprofile: smoke\n"
@@ -46,7 +51,18 @@ def test_a_fingerprint_is_of_what_decides_the_result():
         assert fingerprint(override(start, without_effect)) == fingerprint(start)
     for change in ({"training.seed": 1}, {"training.steps": 9}, {"model.gsc": "product"}, {"network": "SegMamba"}, {"prediction.overlap": 0.25}):
         assert fingerprint(override(start, change)) != fingerprint(start)
+    assert fingerprint(override(start, {"training.loss": "dice"})) != fingerprint(start)
     assert len({fingerprint(start), fingerprint(start, fold=0), fingerprint(start, fold=1), fingerprint(start, data=("amos_ct",))}) == 4
+
+
+def test_a_setting_that_is_younger_than_committed_results_has_no_part_in_a_fingerprint_at_its_default():
+    start = preset("smoke")
+    tree = start.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    for part, names in LATER.items():
+        for name in names:
+            del tree[part][name]
+    before = {"settings": tree, "fold": "a-to-c", "data": ()}
+    assert fingerprint(start, fold="a-to-c") == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +114,32 @@ def test_a_shipped_grid_is_whole(name):
     assert len({run.name for run in runs}) == len(runs) == len(grid.arms) * len(grid.seeds) * max(1, len(grid.folds))
     for table, rows in grid.paper.items():
         assert set(rows.values()) <= set(paper_rows(table)["row"])
+    for name in grid.data:
+        assert load_manifest(name).epochs or "training.steps" in grid.changes, "it would be trained for the preset's steps, and nothing would say so"
+        assert bool(grid.folds) == bool(load_manifest(name).split.folds)
+
+
+def test_what_the_paper_and_its_lack_name_is_an_arm_somewhere():
+    arms = {name: load_grid(name).arms for name in list_grids()}
+    assert arms["pretraining"] == {"scratch": {}, "pretrained": {"training.init_from": "$PRETRAINED"}}
+    assert {"dice-alone", "entropy-alone", "batch-dice", "balanced", "deep-supervision"} <= set(arms["training"])
+
+
+def test_the_laptop_grids_note_says_where_groups_and_slots_come_to_their_end():
+    grid = load_grid("laptop-tables")
+    tables = {arm: stage_table((settings := grid.settings(arm)).model, settings.data.patch_voxels) for arm in grid.arms}
+    assert {table.loc[4, "tokens N"] for table in tables.values()} == {24}
+    assert {table.loc[4, "groups G"] for table in tables.values()} == {1}
+    assert {arm for arm, table in tables.items() if table.loc[3, "groups G"] == 1} == {"groups-twice"}
+    more = {}
+    for arm, table in tables.items():
+        if over := table[table["slots a group M"] > table["group size K"]][["slots a group M", "group size K"]].values.tolist():
+            more[arm] = over
+    double = {arm: [[192, 64]] for arm in ("experts-equal", "experts-many-double")}
+    assert more == double | {"experts-many-equal": [[192, 128], [256, 64]], "slots-8": [[128, 64]], "groups-half": [[64, 32]]}
+    for arm, over in more.items():
+        assert arm in grid.notes
+        assert all(f"{slots} to {tokens}" in grid.notes for slots, tokens in over)
 
 
 def millions(grid: Grid, arm: str) -> float:
