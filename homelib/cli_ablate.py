@@ -37,20 +37,24 @@ def plan(
     root: Roots = [],  # noqa: B006  typer reads it, nobody writes
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="measure a few steps of every arm for the estimate of time")] = True,
     cores: Cores = None,
+    parameter: Given = [],  # noqa: B006
 ) -> None:
     """The runs of a grid, their fingerprints and states, and how long they will take; nothing is done."""
+    from .cli import parse_changes
     from .data.memory import free_memory_gib
-    from .study.ablate import Sweep, default_folder, placed
+    from .study.ablate import Sweep, check_parameters, default_folder, placed, shipped_notebooks
     from .study.ablate_report import print_plan
     from .study.executors import fitting, usable_cores
     from .study.grids import load_grid
     from .study.probe import probe as measured
 
-    loaded = load_grid(grid)
+    loaded, given = load_grid(grid), parse_changes(parameter, option="--parameter")
+    check_parameters(shipped_notebooks(on_data=bool(loaded.data)), given, {name: "" for name in loaded.data})
     runs, place = loaded.runs(), folder or default_folder(loaded.name)
     there = {row.record.name: row for row in Sweep.open(place).rows()} if (place / "plan.json").exists() else {}
     arms = {run.arm: (run.changes, run.fold) for run in runs}
-    probes = measured(loaded.profile, arms, data=placed(loaded, root), cores=cores or 1) if probe else {}
+    figures = {"figures": given["figures"]} if "figures" in given else {}
+    probes = measured(loaded.profile, arms, data=placed(loaded, root), cores=cores or 1, **figures) if probe else {}
     most = max((one.gib for one in probes.values()), default=1.0)
     at_once = fitting(cores=usable_cores(), cores_a_run=cores or 1, gib_a_run=most, free_gib=free_memory_gib())
     print_plan(runs, there, probes, at_once=at_once, console=console)

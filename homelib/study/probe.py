@@ -5,10 +5,12 @@ It is measured in a process of its own, so that the driver holds neither network
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..config import Settings, override, preset
 from ..data.parallel import new_processes
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 Arms = Mapping[str, tuple[Mapping[str, Any], str | int | None]]  # arm -> the changes of a run of it, and its fold
 
 PROCESS_GIB = 1.2  # of a run before its training: kernel, PyTorch, MONAI, and the process that executes the notebooks
-PREDICTIONS = 4  # of whole scans beside validation: two patients, one of them by the untrained network too; and the figures' (notebooks 03, 04)
-NOTEBOOK_SECONDS = 40  # of a run's imports, tables and figures
+NOTEBOOK_SECONDS = 30  # of one core: two kernels, what they import, tables
+FIGURES_SECONDS = 105  # of one core: the pictures of notebooks 03 and 04 on the demo's scans
+AWAY = 2  # voxels by which a prediction is taken to be off, to time its distances: surfaces as smooth as those of the reference
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,44 @@ class Probe:
     gib: float
 
 
-def probe(profile: str, arms: Arms, *, data: Mapping[str, str] | None = None, cores: int | None = None) -> dict[str, Probe]:
-    """Arm -> what one run of it will take, some seconds an arm. `data`: data sets by name, and their folders; empty is the demo."""
-    return _apart(_probe, profile, arms, data or {}, cores)
+@dataclass(frozen=True)
+class Scans:
+    """Whole scans that a run looks at. validation: of each. shown: predicted for pictures alone. measured: predicted on their own grids, and measured."""
+
+    validation: int
+    shown: int
+    measured: int
+
+
+def probe(profile: str, arms: Arms, *, data: Mapping[str, str] | None = None, cores: int | None = None, figures: bool = True) -> dict[str, Probe]:
+    """Arm -> what one run of it will take, some seconds an arm.
+
+    Args:
+        data: data sets by name, and their folders; empty is the demo.
+        cores: a run.
+        figures: the notebooks' parameter on the demo: whether its runs draw, and measure baselines.
+    """
+    return _apart(_probe, profile, arms, data or {}, cores, figures)
 
 
 def memory_gib(profile: str, arms: Arms, *, data: Mapping[str, str] | None = None) -> float:
     """The most that a run of any arm will need, from what its network keeps of a small patch; no step is made."""
-    return max(_apart(_memory, profile, arms, data or {}, None).values())
+    return max(_apart(_memory, profile, arms, data or {}).values())
 
 
-def _apart(function: Callable, profile: str, arms: Arms, data: Mapping[str, str], cores: int | None) -> dict[str, Any]:
+def scans_of(settings: Settings, *, data: Mapping[str, str], figures: bool) -> Scans:
+    """How many whole scans a run predicts. On data sets all cases that it was not trained on are measured, on the demo both patients; there each
+    validation predicts the patient that is trained on, and routes it once more where the network has experts."""
+    from .trace import routes
+
+    if data:
+        return Scans(len(settings.data.validation_cases), 0, len({*settings.data.validation_cases, *settings.data.test_cases}))
+    return Scans(1 + routes(settings), 2 if figures else 0, 2)  # shown: in notebook 03, and by the untrained network in 04
+
+
+def _apart(function, *given: Any) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=new_processes(__name__)) as pool:
-        return pool.submit(function, profile, dict(arms), dict(data), cores).result()
+        return pool.submit(function, *given).result()
 
 
 def _cohort(profile: str, changes: Mapping[str, Any], fold: str | int | None, data: Mapping[str, str]) -> "tuple[Settings, Sequence[PreparedCase]]":
@@ -61,31 +89,51 @@ def _cohort(profile: str, changes: Mapping[str, Any], fold: str | int | None, da
     return settings, prepared(settings, demo)
 
 
-def _memory(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None) -> dict[str, float]:
+def _memory(profile: str, arms: Arms, data: Mapping[str, str]) -> dict[str, float]:
     from ..run.estimate import needed_gib
 
     return {arm: PROCESS_GIB + needed_gib(_cohort(profile, *run, data)[0]) for arm, run in arms.items()}
 
 
-def _probe(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None) -> dict[str, Probe]:
+def _probe(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None, figures: bool) -> dict[str, Probe]:
     import torch
 
+    from ..run.begin import on_devices
     from ..run.checkpoint import build_network
     from ..run.estimate import estimate, needed_gib
     from ..run.predict import predict_probabilities
 
     if cores is not None:
         torch.set_num_threads(cores)
-    found = {}
+    beside = NOTEBOOK_SECONDS + (FIGURES_SECONDS if figures and not data and profile != "smoke" else 0)
+    found, measured = {}, None
     for arm, run in arms.items():
         settings, cases = _cohort(profile, *run, data)
-        config, step = settings.training, estimate(settings, cases)
-        network = build_network(settings).eval()
+        config, step, scans = settings.training, estimate(settings, cases), scans_of(settings, data=data, figures=figures)
+        network = build_network(settings).eval().to(on_devices(config).device)
         began = time.perf_counter()
-        predict_probabilities(network, cases[0], settings)
+        probabilities = predict_probabilities(network, cases[0], settings)
         scan = time.perf_counter() - began
+        measured = _measured(probabilities, cases[0]) if measured is None else measured  # the same for every arm, but for what a poor network predicts
         patches = 0.0 if config.workers else step.patch_seconds * config.batch_size * config.accumulate
         training = config.steps * (step.step_seconds + patches)
-        scans = math.ceil(config.steps / config.validate_every) * max(1, len(settings.data.validation_cases)) + PREDICTIONS
-        found[arm] = Probe(training + scans * scan + NOTEBOOK_SECONDS, PROCESS_GIB + needed_gib(settings))
+        predicted = math.ceil(config.steps / config.validate_every) * scans.validation + scans.shown + scans.measured
+        seconds = training + predicted * scan + scans.measured * measured + beside
+        found[arm] = Probe(seconds, PROCESS_GIB + needed_gib(settings))
     return found
+
+
+def _measured(probabilities: np.ndarray, case: "PreparedCase") -> float:
+    """Seconds to take a prediction to the file's own grid, and to measure it there. The network is untrained: its own surfaces would be noise, and slow."""
+    from ..data.manifest import load_manifest
+    from ..data.prepare import read_label
+    from ..run.evaluate import evaluate
+    from ..run.predict import to_native
+
+    began, manifest = time.perf_counter(), load_manifest(case.case.manifest)
+    to_native(probabilities, case)
+    reference = read_label(case.case.label, case.native_shape, case.native_affine, manifest)
+    spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
+    about = {"case": case.case.id, "method": "", "label_origin": case.case.label_origin}
+    evaluate(np.roll(reference, AWAY, axis=0), reference, spacing_mm=spacing_mm, class_names=manifest.class_names, **about)
+    return time.perf_counter() - began

@@ -58,7 +58,8 @@ def test_the_number_of_classes_follows_the_data(profile, tmp_path):
     assert demo_run(profile, folder=tmp_path).settings.model.out_channels == 9
 
 
-def test_a_run_of_a_grid_is_never_of_phantoms_in_place_of_the_real_scans(tmp_path):
+def test_a_run_of_a_grid_is_never_of_phantoms_in_place_of_the_real_scans(tmp_path, smoke_demo, monkeypatch):
+    monkeypatch.setattr(module, "demo_data", lambda profile: smoke_demo.data)
     with pytest.raises(UserError, match=r"^profile: found 'laptop' without the real scans, expected them in a grid\. `home data fetch demo`"):
         demo_run("laptop", run_folder=tmp_path / "run")
     assert not any(tmp_path.iterdir())
