@@ -14,10 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..locks import held
 from ..paths import cache_dir, mark_of, written_whole
 from .cache import DAMAGED, CaseFile
 from .findings import write_rows
@@ -62,28 +62,27 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
     if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
         raise UserError(f"cases: found {', '.join(twice[:5])} more than once, expected a name of its own for each case. Rename them.")
     _claim(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            for left in folder.glob(".*"):
-                if _PART.fullmatch(left.name):  # by a run that was killed
-                    left.unlink(missing_ok=True)
-            stamps = _Stamps.load(folder / _STAMPS)
-            jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
-            done: dict[str, Outcome] = {}
-            bar = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1)
-            for number, result in over(_one, jobs, workers=workers):
-                outcome, read = result if isinstance(result, tuple) else (_unforeseen(cases[number], result), {})
-                done[outcome.case] = outcome
-                stamps.known |= read
-                bar.update()
-                if outcome.message and progress:
-                    bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
-            bar.close()
-            stamps.save(folder / _STAMPS)
-            outcomes = [done[name] for name in ids]
-            write_rows(map(asdict, outcomes), ["case", "state", "message"], folder / TOLD)
-    except Timeout:
-        raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.") from None
+    with held(folder / ".lock") as ours:
+        if not ours:
+            raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.")
+        for left in folder.glob(".*"):
+            if _PART.fullmatch(left.name):  # by a run that was killed
+                left.unlink(missing_ok=True)
+        stamps = _Stamps.load(folder / _STAMPS)
+        jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
+        done: dict[str, Outcome] = {}
+        bar = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1)
+        for number, result in over(_one, jobs, workers=workers):
+            outcome, read = result if isinstance(result, tuple) else (_unforeseen(cases[number], result), {})
+            done[outcome.case] = outcome
+            stamps.known |= read
+            bar.update()
+            if outcome.message and progress:
+                bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
+        bar.close()
+        stamps.save(folder / _STAMPS)
+        outcomes = [done[name] for name in ids]
+        write_rows(map(asdict, outcomes), ["case", "state", "message"], folder / TOLD)
     return outcomes
 
 
