@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..locks import held
-from ..paths import cache_dir, mark_of, written_whole
+from ..paths import cache_dir, clear_parts, mark_of, written_whole
 from .cache import DAMAGED, CaseFile
 from .findings import write_rows
 from .manifest import Case, Manifest, load_manifest
@@ -27,7 +27,6 @@ from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha25
 from .reading import files_of
 
 TOLD = "cases.csv"  # in the folder: what became of every case
-_PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
 _MARK = ".prepared"  # in the folder: that it is ours
 _STAMPS = ".inputs.json"  # in the folder: sha256 of input files by place, size and time, so that they are not read again
 
@@ -65,9 +64,7 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
     with held(folder / ".lock") as ours:
         if not ours:
             raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.")
-        for left in folder.glob(".*"):
-            if _PART.fullmatch(left.name):  # by a run that was killed
-                left.unlink(missing_ok=True)
+        clear_parts(folder)
         stamps = _Stamps.load(folder / _STAMPS)
         jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
         done: dict[str, Outcome] = {}
