@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .errors import UserError
 from .frozen import Frozen, field_names, unknown_field
@@ -157,8 +157,15 @@ class TrainingConfig(Frozen):
     checkpoint_every: PositiveInt | None = Field(None, description="steps; None: as often as validation")
     patience: PositiveInt | None = Field(None, description="validations without a better Dice after which the training ends")
     non_finite_steps: PositiveInt = Field(5, description="in a row, after which the training goes back to its checkpoint with a lower rate; then it ends")
-    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
+    loggers: tuple[Literal["csv", "tensorboard"], ...] = Field(("csv",), description="csv is the run's own record, history.csv, and always among them")
     seed: int = Field(0, ge=0)
+
+    @field_validator("loggers")
+    @classmethod
+    def _csv_always(cls, loggers: tuple[str, ...]) -> tuple[str, ...]:
+        if "csv" not in loggers:
+            raise ValueError("expected csv among them: history.csv is what a run goes on and is drawn from")
+        return loggers
 
     @property
     def patches_a_step(self) -> int:

@@ -86,6 +86,7 @@ def _probe(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None)
         scan = time.perf_counter() - began
         patches = 0.0 if config.workers else step.patch_seconds * config.batch_size * config.accumulate
         training = config.steps * (step.step_seconds + patches)
-        scans = math.ceil(config.steps / config.validate_every) * max(1, len(settings.data.validation_cases)) + PREDICTIONS
+        validated = min(len(settings.data.validation_cases), config.validation_cases_most or math.inf)
+        scans = math.ceil(config.steps / config.validate_every) * max(1, validated) + PREDICTIONS
         found[arm] = Probe(training + scans * scan + NOTEBOOK_SECONDS, PROCESS_GIB + needed_gib(settings))
     return found

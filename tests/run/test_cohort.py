@@ -77,6 +77,7 @@ def test_faulty_cases_are_refused_left_out_or_kept_and_never_silently(faulty_set
     assert sorted(made.settings.data.train_cases + made.settings.data.validation_cases) == [f"own_faulty-{k}" for k in (0, 2, 3, 5)]
     said = []
     made.at_hand(said.append)
+    assert "own_faulty: its manifest states no epochs; training.steps is the preset's, 4: 2 epochs of 2 cases. Set it." in said
     assert said[0].endswith("left out 2 faulty cases (own_faulty-1: duplicate image, own_faulty-4: damaged).")
     with pytest.raises(UserError, match=r"found 1 faulty cases \(own_faulty-4: not prepared\)"):  # an old file is of what is no longer there
         cohort(brief, [replace(faulty_set, faulty="keep")], fold=0)
