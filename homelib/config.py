@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .errors import UserError
 from .frozen import Frozen, field_names, unknown_field
@@ -140,6 +140,9 @@ class TrainingConfig(Frozen):
     batch_dice: bool = Field(False, description="one Dice a class over all patches of a batch, instead of one a patch")
     augment: AugmentConfig = AugmentConfig()
     init_from: str | None = Field(None, description="weights to start from: a run folder, a safetensors file, or the authors' checkpoint")
+    init_head: Literal["by_name", "as_it_is"] = Field(
+        "by_name", description="rows of init_from's head: of classes of the same name; or as many as there are, which is for who knows that they are the same"
+    )
     frozen_steps: int = Field(0, ge=0, description="in which the encoder stays as it is")
     layer_rate: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from each stage of the network to the one before it")
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # the paper trains in float32
@@ -149,11 +152,21 @@ class TrainingConfig(Frozen):
     num_nodes: PositiveInt = 1
     workers: int = Field(0, ge=0, description="processes that make patches beside the training; 0 makes them in it")
     validate_every: PositiveInt = Field(200, description="steps")
+    validation_cases_most: PositiveInt | None = Field(
+        None, description="of data.validation_cases, chosen once and for all by their ids, whole scans take long; None: all"
+    )
     checkpoint_every: PositiveInt | None = Field(None, description="steps; None: as often as validation")
     patience: PositiveInt | None = Field(None, description="validations without a better Dice after which the training ends")
     non_finite_steps: PositiveInt = Field(5, description="in a row, after which the training goes back to its checkpoint with a lower rate; then it ends")
-    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
+    loggers: tuple[Literal["csv", "tensorboard"], ...] = Field(("csv",), description="csv is the run's own record, history.csv, and always among them")
     seed: int = Field(0, ge=0)
+
+    @field_validator("loggers")
+    @classmethod
+    def _csv_always(cls, loggers: tuple[str, ...]) -> tuple[str, ...]:
+        if "csv" not in loggers:
+            raise ValueError("expected csv among them: history.csv is what a run goes on and is drawn from")
+        return loggers
 
     @property
     def patches_a_step(self) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ def mark_of(root: str | Path) -> str:
     return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
+_PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed onto it when all went well, removed when not. So a killed run leaves the old file or the new one."""
@@ -47,3 +51,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what a process that was killed has left of `written_whole`. For who holds the folder's lock: it would take another's part from under it."""
+    for left in folder.glob(".*"):
+        if _PART.fullmatch(left.name):
+            left.unlink(missing_ok=True)

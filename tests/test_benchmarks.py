@@ -189,6 +189,22 @@ def test_the_loop_is_measured_beside_bare_steps_and_with_patches_at_hand():
     assert measured.runs == 1
 
 
+@pytest.mark.parametrize(("identical", "unreadable", "status"), [(True, 0, 0), (False, 0, 1), (True, 1, 1)])
+def test_what_became_of_killed_trainings_is_kept_with_the_machine(identical, unreadable, status, tmp_path, monkeypatch, capsys):
+    from benchmarks import killed
+
+    found = {"killed": 3, "runs": 2, "steps": [-1, 4, 8], "unreadable": unreadable, "identical": identical}
+    monkeypatch.setattr(killed, "kill_and_resume", lambda folder, *, kills, seed: found | {"killed": kills})
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmarks.killed", "--kills", "5", "--seed", "2"])
+    with pytest.raises(SystemExit) as end:
+        killed.main()
+    assert end.value.code == status
+    kept = json.loads((tmp_path / "killed.json").read_text())
+    assert {name: kept[name] for name in found} == found | {"killed": 5}
+    assert (kept["seed"], kept["machine"]["versions"]["torch"], kept["minutes"] >= 0) == (2, torch.__version__, True)
+
+
 def test_means_over_seeds_have_an_interval_by_hand():
     import pandas as pd
 

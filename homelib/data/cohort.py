@@ -14,11 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..paths import cache_dir, mark_of, written_whole
+from ..locks import held
+from ..paths import cache_dir, clear_parts, mark_of, written_whole
 from .cache import DAMAGED, CaseFile
 from .findings import write_rows
 from .manifest import Case, Manifest, load_manifest
@@ -27,7 +27,6 @@ from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha25
 from .reading import files_of
 
 TOLD = "cases.csv"  # in the folder: what became of every case
-_PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
 _MARK = ".prepared"  # in the folder: that it is ours
 _STAMPS = ".inputs.json"  # in the folder: sha256 of input files by place, size and time, so that they are not read again
 
@@ -62,28 +61,25 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
     if twice := sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []:
         raise UserError(f"cases: found {', '.join(twice[:5])} more than once, expected a name of its own for each case. Rename them.")
     _claim(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            for left in folder.glob(".*"):
-                if _PART.fullmatch(left.name):  # by a run that was killed
-                    left.unlink(missing_ok=True)
-            stamps = _Stamps.load(folder / _STAMPS)
-            jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
-            done: dict[str, Outcome] = {}
-            bar = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1)
-            for number, result in over(_one, jobs, workers=workers):
-                outcome, read = result if isinstance(result, tuple) else (_unforeseen(cases[number], result), {})
-                done[outcome.case] = outcome
-                stamps.known |= read
-                bar.update()
-                if outcome.message and progress:
-                    bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
-            bar.close()
-            stamps.save(folder / _STAMPS)
-            outcomes = [done[name] for name in ids]
-            write_rows(map(asdict, outcomes), ["case", "state", "message"], folder / TOLD)
-    except Timeout:
-        raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.") from None
+    with held(folder / ".lock") as ours:
+        if not ours:
+            raise UserError(f"{folder}: another preparation is at work there. Wait for it, or choose another folder.")
+        clear_parts(folder)
+        stamps = _Stamps.load(folder / _STAMPS)
+        jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
+        done: dict[str, Outcome] = {}
+        bar = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1)
+        for number, result in over(_one, jobs, workers=workers):
+            outcome, read = result if isinstance(result, tuple) else (_unforeseen(cases[number], result), {})
+            done[outcome.case] = outcome
+            stamps.known |= read
+            bar.update()
+            if outcome.message and progress:
+                bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
+        bar.close()
+        stamps.save(folder / _STAMPS)
+        outcomes = [done[name] for name in ids]
+        write_rows(map(asdict, outcomes), ["case", "state", "message"], folder / TOLD)
     return outcomes
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import operator
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
@@ -14,17 +16,29 @@ from ..config import Settings, TrainingConfig
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from ..frozen import field_names, shortened
+from ..locks import held
+from ..paths import clear_parts
+from .checkpoint import step_of
 from .folder import Run, written_whole
 from .mixture import label_space
 
 MEANS = ("accelerator", "workers", "loggers", "checkpoint_every")  # settings that change how a run is computed, not what: they may differ when it goes on
 NAMES_TOLD = 3  # settings that differ
+PATIENCE_SECONDS = 5  # for a folder whose finished run somebody looks at through `fit`
+AT_START = ("settings.json", "status.json", "history.csv", "best.safetensors", "last.ckpt", "previous.ckpt", "initial.csv", "tensorboard", "training.lock")
 
 OnValidation = Callable[[int, nn.Module], dict[str, float]]
 
 
 def launched(config: TrainingConfig) -> Fabric:
-    """Fabric with the devices of the settings, and its other processes where there are several. Raises UserError for devices that are not there."""
+    """Fabric with the devices of the settings, and its other processes where there are several. Raises UserError for devices that are not there, and
+    for a job of more processes than the settings have devices: each would train the whole run.
+    """
+    if (started := int(os.environ.get("WORLD_SIZE") or 1)) > (asked := config.devices * config.num_nodes):
+        found = f"{started} processes of one job (WORLD_SIZE)"
+        raise UserError(
+            f"training.devices {config.devices}, num_nodes {config.num_nodes}: found {found}, expected {asked}. Set both, and strategy=ddp, or start one."
+        )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     strategy: object = config.strategy
     if config.strategy == "fsdp":
@@ -81,14 +95,39 @@ def _differences(theirs: Settings, ours: Settings) -> list[str]:
     return told[:NAMES_TOLD] + (["..."] if len(told) > NAMES_TOLD else [])
 
 
-def claim(run: Run, settings: Settings) -> None:
-    """Make the folder this run's, or see that it is; settings of `MEANS` may be new."""
+@contextmanager
+def claimed(run: Run, settings: Settings) -> Iterator[None]:
+    """The folder, made this run's, and nobody else's within `with`; in the first process alone.
+
+    Raises UserError: another training is at work there; it holds a run with other settings.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with held(run.lock_file, patience=PATIENCE_SECONDS) as ours:
+        if not ours:
+            raise UserError(f"{run.folder}: another training is at work there. Wait for it, or choose another name.")
+        _take(run, settings)
+        clear_parts(run.folder)
+        yield
+
+
+def _take(run: Run, settings: Settings) -> None:
+    """Make the folder this run's, or see that it is. Settings of `MEANS` may be new; all may where nothing was trained with those that are there."""
     if run.settings_file.exists() and (theirs := run.settings) != settings:
         alike = theirs.model_copy(update={"training": theirs.training.model_copy(update={name: getattr(settings.training, name) for name in MEANS})})
         if alike != settings:
             told = ", ".join(_differences(alike, settings))
-            raise UserError(f"{run.folder}: holds a run with other settings ({told}); nothing was changed. Choose another name, or delete the folder.")
-    run.folder.mkdir(parents=True, exist_ok=True)
+            if _begun(run):
+                raise UserError(f"{run.folder}: holds a run with other settings ({told}); nothing was changed. Choose another name, or delete the folder.")
+            print(f"{run.name}: a start with other settings ({told}), of which nothing was trained, is there; this one takes its place")
+            for path in (run.history_file, run.weights_file, run.previous_file, run.checkpoint_file, run.initial_file):
+                path.unlink(missing_ok=True)
     if not run.settings_file.exists() or run.settings != settings:
         with written_whole(run.settings_file) as part:
             settings.save(part)
+
+
+def _begun(run: Run) -> bool:
+    """Whether the folder holds more than a start leaves: a checkpoint beyond step 0 or one that cannot be read, weights alone, files of other kinds."""
+    checkpoints = [path for path in (run.checkpoint_file, run.previous_file) if path.exists()]
+    others = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")} - set(AT_START)
+    return bool(others) or any(step_of(path) != 0 for path in checkpoints) or (run.weights_file.exists() and not checkpoints)

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..config import OURS, Settings
 from ..errors import UserError
 from ..network import zoo
 from .folder import Run, written_whole
+from .mixture import label_space
 
 LAYOUT = torch.channels_last_3d  # of convolutions' weights and what they return: faster on a CPU (see benchmarks), values stay the same
 _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"  # what JSON cannot say
@@ -33,14 +34,20 @@ def build_network(settings: Settings) -> nn.Module:
     return network.to(memory_format=LAYOUT) if settings.network in OURS else network
 
 
-def save_weights(network: nn.Module, path: Path, settings: Settings) -> None:
-    """Weights as safetensors, with the settings in the header. Raises UserError where the disk is full."""
-    save_state(network.state_dict(), path, settings)
+def save_weights(network: nn.Module, path: Path, settings: Settings, *, class_names: Sequence[str] | None = None) -> None:
+    """Weights as safetensors, with the settings and the names of the classes in the header. Raises UserError where the disk is full.
+
+    class_names: background first; None: those of the settings' data sets. They are said by name, for the manifests that the settings name may be gone, or
+    be others, where the weights are read.
+    """
+    save_state(network.state_dict(), path, settings, class_names=class_names)
 
 
-def save_state(state: dict[str, Tensor], path: Path, settings: Settings) -> None:
+def save_state(state: dict[str, Tensor], path: Path, settings: Settings, *, class_names: Sequence[str] | None = None) -> None:
     """As `save_weights`, of a state that is at hand already."""
-    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"settings": settings.model_dump_json()})
+    names = label_space(settings.data).class_names if class_names is None else class_names
+    about = json.dumps({"settings": settings.model_dump(mode="json"), "classes": list(names)})  # in one: several come in any order
+    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"run": about})
 
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
@@ -95,6 +102,15 @@ def load_checkpoint(path: Path) -> dict:
         return _with_tensors(json.loads(told["tree"]), tensors)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged or no checkpoint ({type(error).__name__}: {error}). Delete it to train from the start.") from None
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint, by its header alone; None where that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["tree"])["step"]
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return None
 
 
 def load_newest(path: Path, previous: Path, *, say: Callable[[str], None]) -> dict | None:

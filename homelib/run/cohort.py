@@ -40,11 +40,11 @@ class Cohort:
     settings: Settings
     train: tuple[PreparedCase, ...]
     validation: tuple[PreparedCase, ...]
-    left_out: tuple[str, ...] = ()  # a line for each data set that has faulty cases
+    told: tuple[str, ...] = ()  # lines: faulty cases that are left out, steps that no manifest states
 
     def at_hand(self, say: Callable[[str], None]) -> "Cohort":
-        """The same with its training cases in memory, where all of them fit; the estimate is said, and what was left out."""
-        for line in self.left_out:
+        """The same with its training cases in memory, where all of them fit; the estimate is said, and what was told."""
+        for line in self.told:
             say(line)
         chosen = residence(self.train, workers=self.settings.training.workers)
         say(str(chosen))
@@ -71,11 +71,12 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
 
     Returns:
         The cohort. Patch and epochs are the manifest's, where it has them; an epoch is as many steps as it takes to draw as many patches as there are cases.
+        Where it states no epochs, steps are the preset's, and a line of `told` says so.
 
     Raises:
         UserError: a fold that is not there, or is needed; no labelled case to train on; cases faulty, not prepared, or with different spacings; one id twice.
     """
-    changes, parts, opened, left_out = dict(changes or {}), {"train": [], "validation": [], "test": []}, {}, []
+    changes, parts, opened, lines = dict(changes or {}), {"train": [], "validation": [], "test": []}, {}, []
     for one in sets:
         manifest = load_manifest(one.manifest)
         cases = {case.id: case for case in find_cases(manifest, one.root).cases}
@@ -83,7 +84,7 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
         chosen = _parts(manifest, cases, assigned, fold)
         folder = one.prepared or default_folder(manifest, one.root)
         if wrong := _faulty(manifest, one, folder, cases):
-            left_out.append(f"{one.root}: left out {len(wrong)} faulty cases ({listed(wrong)}).")
+            lines.append(f"{one.root}: left out {len(wrong)} faulty cases ({listed(wrong)}).")
             chosen = {part: [name for name in ids if name not in wrong] for part, ids in chosen.items()}
             if not chosen["train"]:
                 raise UserError(f"{one.root}: found faults in all cases to train on ({listed(wrong)}), expected sound ones. Mend them.")
@@ -106,9 +107,15 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
     names = label_space(complete.data).class_names
     one_piece = tuple(name for name in settings.prediction.one_piece if name in names)  # a preset may name classes that this data has not
     complete = override(complete, {"model.out_channels": len(names), "prediction.one_piece": one_piece} | changes)
-    if first.epochs and "training.steps" not in changes:
-        complete = override(complete, {"training.steps": first.epochs * -(-len(parts["train"]) // complete.training.patches_a_step)})
-    return Cohort(complete, *(tuple(opened[name] for name in parts[part]) for part in ("train", "validation")), tuple(left_out))
+    if "training.steps" not in changes:
+        epoch = -(-len(parts["train"]) // complete.training.patches_a_step)
+        if first.epochs:
+            complete = override(complete, {"training.steps": first.epochs * epoch})
+        else:
+            steps = complete.training.steps
+            about = f"training.steps is the preset's, {steps}: {steps / epoch:.3g} epochs of {len(parts['train'])} cases"
+            lines.append(f"{first.name}: its manifest states no epochs; {about}. Set it.")
+    return Cohort(complete, *(tuple(opened[name] for name in parts[part]) for part in ("train", "validation")), tuple(lines))
 
 
 def _faulty(manifest: Manifest, one: DataSet, folder: Path, cases: Mapping[str, Case]) -> dict[str, str]:

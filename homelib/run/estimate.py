@@ -1,4 +1,4 @@
-"""How long, how much memory, how much from the disk: from a few steps and patches measured here, for 1 to 64 GPUs, beside the paper's figure."""
+"""How long, how much memory, how much from the disk: from a few steps, patches and windows measured here, for 1 to 64 GPUs, beside the paper's figure."""
 
 import math
 import time
@@ -17,10 +17,13 @@ from .checkpoint import build_network
 from .guard import is_out_of_memory, out_of_memory
 from .mixture import source_of
 from .optimise import build_optimizer
+from .predict import windows_of
 from .step import train_step
+from .validate import chosen, validate
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 STEPS, PATCHES = 3, 8  # measured, after one that does not count
+ENOUGH_SECONDS = 20  # of a validation case, after which the rest of it is counted by its windows
 COMES_AND_GOES = 1.5  # memory of a step, over what the backward pass keeps (as in homelib.data.plan)
 LOOKED_AT_VOXELS = 32  # a side, of the patch in which kept activations are counted
 PAPER_CASES, PAPER_EPOCHS, PAPER_DAYS, PAPER_GPUS = 9_404, 800, 7, 8  # pre-training, Table 9 and App. B, on H100; 85 % of the cases are trained on
@@ -32,6 +35,7 @@ class Estimate:
     """step_seconds: one step of one device, here. patch_seconds: making one patch in one process. patch_mib: read for it. memory_gib: of a device.
 
     steps, patches: of the whole training, on all its devices. step_patches: of one step of one device. device: what was measured on.
+    validation_seconds: one case by one device. validations: of the whole training, of so many cases; `together`: by all devices at one case (FSDP).
     """
 
     step_seconds: float
@@ -43,18 +47,28 @@ class Estimate:
     step_patches: int
     workers: int
     device: str
+    validation_seconds: float = 0.0
+    validations: int = 0
+    validation_cases: int = 0
+    together: bool = False
 
     def rows(self) -> list[dict]:
-        """By number of GPUs: hours if steps were all there is to wait for, MiB a second that patches take from the disk, and processes a GPU that keep up."""
+        """By number of GPUs: hours, those of them for validation, what takes most of them, MiB a second that patches take from the disk, and processes a
+        GPU that keep up. Patches that the training makes itself (no workers) come on top of its steps; those of other processes beside them.
+        """
         patch_step = self.step_seconds / self.step_patches  # seconds a patch of one device
         needed = math.ceil(self.patch_seconds / patch_step)
         rows = []
         for gpus in GPUS:
             compute = patch_step * self.patches / gpus
             loading = self.patch_seconds * self.patches / gpus / max(1, self.workers)
-            limit = "data loading" if loading > compute else "compute"
+            training = max(compute, loading) if self.workers else compute + loading
+            share = self.validation_cases if self.together else math.ceil(self.validation_cases / gpus)
+            validation = self.validations * share * self.validation_seconds
+            takes = {"compute": compute, "data loading": loading, "validation": validation}
             rate = self.patch_mib / patch_step * gpus
-            rows.append({"GPUs": gpus, "hours": max(compute, loading) / 3600, "limit": limit, "MiB/s read": rate, "workers a GPU": needed})
+            hours = {"hours": (training + validation) / 3600, "of it validation": validation / 3600}
+            rows.append({"GPUs": gpus} | hours | {"limit": max(takes, key=takes.get), "MiB/s read": rate, "workers a GPU": needed})
         return rows
 
 
@@ -63,8 +77,9 @@ def paper_seconds_a_patch() -> float:
     return PAPER_DAYS * 86400 * PAPER_GPUS / (PAPER_CASES * PAPER_SHARE * PAPER_EPOCHS)
 
 
-def estimate(settings: Settings, cases: Sequence[PreparedCase]) -> Estimate:
-    """Measure a few steps and patches of a training on the device of the settings; nothing is written, and no other process started.
+def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequence[PreparedCase] = ()) -> Estimate:
+    """Measure a few steps and patches of a training, and a case that is validated on, on the device of the settings; nothing is written, and no other
+    process started.
 
     Raises UserError: no such device, or no memory on it for a step.
     """
@@ -103,7 +118,29 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase]) -> Estimate:
         config.batch_size * config.accumulate,
         config.workers,
         name,
+        _validation_seconds(network.module, settings, validated := chosen(validation, config.validation_cases_most)),
+        math.ceil(config.steps / config.validate_every),
+        len(validated),
+        config.strategy == "fsdp",
     )
+
+
+def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[PreparedCase]) -> float:
+    """Of one case, on average over all by their windows. One of middle size is validated on, as far as it comes; 0 without cases."""
+    if not cases:
+        return 0.0
+    windows = [windows_of(case, settings).count for case in cases]
+    middle = sorted(range(len(cases)), key=windows.__getitem__)[len(cases) // 2]
+    validate(network, [cases[middle]], settings, stop=lambda: True)  # a window that does not count
+    marks = [time.perf_counter()]
+
+    def enough() -> bool:
+        marks.append(time.perf_counter())
+        return len(marks) > 2 and marks[-1] - marks[0] > ENOUGH_SECONDS
+
+    whole = validate(network, [cases[middle]], settings, stop=enough) is not None
+    counted = windows[middle] if whole else (len(marks) - 1) * settings.prediction.window_batch
+    return ((time.perf_counter() if whole else marks[-1]) - marks[0]) / counted * sum(windows) / len(cases)
 
 
 def _read_mib(settings: Settings, cases: Sequence[PreparedCase]) -> float:

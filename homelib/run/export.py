@@ -77,7 +77,7 @@ def export(run: Run, to: str, out: str | Path) -> Path:
 
 
 def _hub(run: Run, folder: Path, settings: Settings, about: About, network: nn.Module) -> None:
-    save_weights(network, folder / "model.safetensors", settings)
+    save_weights(network, folder / "model.safetensors", settings, class_names=about.class_names)
     settings.save(folder / "config.json")
     about.write_manifests(folder)
     load = "from homelib.run.packed import load, segment\nsegment(load('.'), 'scan.nii.gz', 'labels.nii.gz')"
@@ -85,7 +85,7 @@ def _hub(run: Run, folder: Path, settings: Settings, about: About, network: nn.M
 
 
 def _bundle(run: Run, folder: Path, settings: Settings, about: About, network: nn.Module) -> None:
-    save_weights(network, folder / "models" / "model.safetensors", settings)
+    save_weights(network, folder / "models" / "model.safetensors", settings, class_names=about.class_names)
     (folder / "configs").mkdir()
     settings.save(folder / "configs" / "settings.json")
     about.write_manifests(folder / "configs")

@@ -51,6 +51,7 @@ class Run:
         return run
 
     settings_file = property(lambda self: self.folder / "settings.json")
+    lock_file = property(lambda self: self.folder / "training.lock")
     checkpoint_file = property(lambda self: self.folder / "last.ckpt")
     previous_file = property(lambda self: self.folder / "previous.ckpt")
     validation_file = property(lambda self: self.folder / "validation.csv")

@@ -10,6 +10,7 @@ from ..errors import UserError
 
 LOWER = 0.5  # factor on the learning rate after going back to a checkpoint
 ROLLBACKS = 1  # then the training ends
+LOADER_ENDED = ("killed by signal: killed", "killed by signal: bus error", "shared memory")  # by the system, for want of memory
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
@@ -57,11 +58,11 @@ class Guard:
             setattr(self, name, value)
 
 
-def not_finite(network: nn.Module, image: Tensor, step: int, limit: int, loss: float) -> UserError:
-    """The report of a training that ended so: step, and where in the network it began."""
+def not_finite(network: nn.Module, image: Tensor, found: str) -> UserError:
+    """The report of a training that ended so: what was found, and where in the network it began."""
     where = first_non_finite(network, image)
     return UserError(
-        f"loss: found {loss} in {limit} steps in a row up to step {step}, before and after going back to the last checkpoint with {LOWER:g} of the rate; "
+        f"{found}, before and after going back to the last checkpoint with {LOWER:g} of the rate; "
         f"expected a number. First module whose output is not finite: {where}. "
         "Lower training.learning_rate, set training.clip_norm (1.0, say), or look at the data."
     )
@@ -99,6 +100,22 @@ def _tensors(output: object) -> list[Tensor]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Of a GPU, or of the machine."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and any(w in str(error).lower() for w in OUT_OF_MEMORY))
+
+
+def lost_a_loader(error: BaseException) -> bool:
+    """Whether the system has ended a process that makes patches, for want of memory or of shared memory: torch tells it by words alone."""
+    told = f"{error} {error.__cause__}".lower()
+    return isinstance(error, RuntimeError) and any(words in told for words in LOADER_ENDED)
+
+
+def too_many_loaders(settings: Settings) -> UserError:
+    """One line: the processes that there were, and fewer."""
+    workers = settings.training.workers
+    half = f"training.workers={workers // 2}, or 0 to make patches in the training" if workers > 1 else "training.workers=0 to make patches in the training"
+    return UserError(
+        f"training.workers: found {workers}, of which the system has ended one for want of memory or shared memory; expected fewer. Set {half}. "
+        "A container may want more shared memory (docker run --shm-size)."
+    )
 
 
 def out_of_memory(settings: Settings, needed_gib: float, device_gib: float | None) -> UserError:

@@ -1,13 +1,15 @@
 """Weights to start from: of another run, a safetensors file, or the authors' checkpoint; and a table of what was taken, resized or left.
 
 Fine-tuning keeps what fits. The head is new where the classes are others, except for those rows whose class has a namesake in the run that it comes
-from. A tensor is resized where only its number of slots or experts differs: what there is is taken, the rest stays at its random start.
+from; and where the file does not name its classes (the authors'), unless it is asked for. A tensor is resized where only its number of slots or
+experts differs: what there is is taken, the rest stays at its random start.
 """
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -26,7 +28,7 @@ COLUMNS = ("tensor", "what", "found", "expected")
 HEADS = ("head.", "final_conv.", "out.", "out_0.", "out_tr.", "conv_final.", "output_block.", "decoder.seg_layers.")  # of ours, and of the zoo's
 
 
-def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str]) -> pd.DataFrame:
+def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str], *, head: Literal["by_name", "as_it_is"] = "by_name") -> pd.DataFrame:
     """Load what fits of some weights into a network.
 
     Args:
@@ -34,6 +36,7 @@ def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str
         source: a run folder, a safetensors file, or a checkpoint (.pt, .pth) of the authors, or for Swin UNETR of SuPreM or VoCo, of which tensors
             alone are read.
         class_names: of this network, background first.
+        head: whether rows of a head are taken by their class's name, and none from a file that names no classes; or as they are, if they are as many.
 
     Returns:
         One row a tensor: tensor, what (taken, resized, new, left: in the file alone), found and expected shapes.
@@ -47,8 +50,8 @@ def start_from(network: nn.Module, source: str | Path, class_names: Sequence[str
         for name, tensor in own.items():
             found = state.get(name)
             what = "new"
-            if found is not None and name.startswith(HEADS) and theirs is not None and tuple(theirs) != tuple(class_names):
-                what = _by_class(tensor, found, theirs, class_names)
+            if found is not None and name.startswith(HEADS) and head == "by_name" and theirs != tuple(class_names):
+                what = _by_class(tensor, found, theirs, class_names) if theirs is not None else "new"
             elif found is not None and found.shape == tensor.shape:
                 tensor.copy_(found)
                 what = "taken"
@@ -105,7 +108,7 @@ def _read(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str,
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                told = (file.metadata() or {}).get("settings")
+                told = file.metadata() or {}
             state = load_file(path)
         except SafetensorError as error:
             raise UserError(f"training.init_from: {path}: damaged or no safetensors file ({error}). Restore it.") from None
@@ -119,13 +122,13 @@ def _read(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str,
     return _in_our_names(state, network, path), None
 
 
-def _classes(told: str | None) -> tuple[str, ...] | None:
-    """Of the settings in a weights file; None where there are none, or their data set is not known here."""
-    if told is None:
-        return None
+def _classes(told: dict[str, str]) -> tuple[str, ...] | None:
+    """That the header of a weights file names; of older files, those of its settings' data set. None where it has neither, or that is not known here."""
     try:
-        return label_space(Settings(**json.loads(told)).data).class_names
-    except (UserError, ValueError):
+        if "run" in told:
+            return tuple(json.loads(told["run"])["classes"])
+        return label_space(Settings(**json.loads(told["settings"])).data).class_names
+    except (UserError, ValueError, KeyError, TypeError):
         return None
 
 

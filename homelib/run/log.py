@@ -51,19 +51,27 @@ class History:
 
 
 class TensorBoard:
-    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`."""
+    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`; what is there from the step `begin` on is no longer shown."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, begin: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError('training.loggers: found tensorboard, which is not installed; pip install "homelib[tensorboard]", or leave it out.') from None
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self._open = lambda step: SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self.writer = self._open(begin)
 
-    def add(self, row: dict) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self.writer.add_scalar(name, value, row["step"])
+    def begin(self, step: int) -> None:
+        """Anew from a step, to which the training went back."""
+        self.writer.close()
+        self.writer = self._open(step)
+
+    def add(self, rows: Sequence[dict]) -> None:
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, row["step"])
+        self.writer.flush()  # a checkpoint comes next: after a crash nobody would add them again
 
     def close(self) -> None:
         self.writer.close()

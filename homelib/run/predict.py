@@ -32,10 +32,13 @@ CPU = torch.device("cpu")
 
 
 @torch.inference_mode()
-def predict_probabilities(network: Network, case: PreparedCase, settings: Settings) -> np.ndarray:
-    """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian."""
+def predict_probabilities(
+    network: Network, case: PreparedCase, settings: Settings, *, on_window: Callable[[int], None] = lambda count: None
+) -> np.ndarray:
+    """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian.
+    `on_window` is called with the number of windows done."""
     windows = windows_of(case, settings)
-    parts = case_rows([network], case, settings, windows, device=device_of(network), accumulate_on=CPU)
+    parts = case_rows([network], case, settings, windows, device=device_of(network), accumulate_on=CPU, on_window=on_window)
     return np.moveaxis(np.concatenate([rows.numpy() for _, rows in parts], axis=1), 1, 1 + windows.axis)
 
 

@@ -11,22 +11,42 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig, Settings
+from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from .folder import HISTORY
 from .mixture import label_space
 
 NAMES_TOLD = 3
+SAID = {"validation": "what was in its validation cases", "loading": "how its manifests had the images seen"}  # not by the oldest checkpoints
 
 
-def identity(settings: Settings, cases: Sequence[PreparedCase]) -> dict:
-    """What must be the same for a checkpoint to be gone on from: network, classes, and the cases' contents; and the code's version, which is told."""
+def identity(settings: Settings, cases: Sequence[PreparedCase], validation: Sequence[PreparedCase] = ()) -> dict:
+    """What must be the same for a checkpoint to be gone on from: network, classes, the cases' contents, and what their manifests say of loading them; and
+    the code's version, which is told."""
     return {
         "network": {"network": settings.network} | settings.model.model_dump(mode="json", exclude={"scan_backend"}),
         "classes": list(label_space(settings.data).class_names),
         "data": {case.case.id: fingerprint(case) for case in cases},
+        "validation": {case.case.id: fingerprint(case) for case in validation},
+        "loading": _loading([*cases, *validation]),
         "code": code_version(),
     }
+
+
+def _loading(cases: Sequence[PreparedCase]) -> dict:
+    """What is read off manifests when a prepared case becomes a patch, by the manifest's name and field. Classes stand in the cases' contents."""
+    told: dict[str, list | dict] = {}
+    for reference in dict.fromkeys(case.case.manifest for case in cases):
+        manifest, own = load_manifest(reference), [case.case for case in cases if case.case.manifest == reference]
+        told[f"{manifest.name}.intensity_range"] = list(manifest.intensity_range)
+        for modality in sorted({case.modality for case in own}):
+            told[f"{manifest.name}.intensity_window of {modality}"] = list(manifest.window_of(modality))
+        for case in own:
+            ranges = manifest.contrast_of(case.id)
+            where = f"{manifest.name}.contrast_ranges" + (f" of {case.id}" if ranges != manifest.contrast_ranges else "")
+            told[where] = {name: list(span) for name, span in ranges.items()}
+    return told
 
 
 def fingerprint(case: PreparedCase) -> str:
@@ -51,21 +71,27 @@ def code_version() -> str:
 
 
 def check_identity(path: Path, found: dict, expected: dict) -> str | None:
-    """Raises UserError with what differs; returns a line where only the code does."""
+    """Raises UserError with what differs; returns a line where only the code does, or where the checkpoint is too old to say all."""
     told, before = [], ModelConfig().model_dump(mode="json") | found["network"]  # a setting that is newer than the checkpoint had its default
     differ = [name for name in expected["network"] if before.get(name) != expected["network"][name]]
     told += [f"{name} was {before.get(name)}, is {expected['network'][name]}" for name in differ]
     if found["classes"] != expected["classes"]:
         told.append(f"classes were {', '.join(found['classes'])}, are {', '.join(expected['classes'])}")
-    told += _cases_that_differ(found["data"], expected["data"])
+    told += _cases_that_differ(found["data"], expected["data"], "trained")
+    told += _cases_that_differ(found.get("validation", expected["validation"]), expected["validation"], "validated")
+    was, now = found.get("loading", expected["loading"]), expected["loading"]
+    told += [f"{name} was {was.get(name, 'not there')}, is {now.get(name, 'not there')}" for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
     if told:
         raise UserError(f"{path}: of another training: {'; '.join(told)}. Give what it was made with, or choose another name for the run.")
-    return None if found["code"] == expected["code"] else f"the checkpoint is of homelib {found['code']}, this is {expected['code']}"
+    remarks = [f"the checkpoint is of homelib {found['code']}, this is {expected['code']}"] if found["code"] != expected["code"] else []
+    if missing := [what for name, what in SAID.items() if name not in found]:
+        remarks.append(f"the checkpoint does not say {' and '.join(missing)}, which may have changed unseen")
+    return "; ".join(remarks) or None
 
 
-def _cases_that_differ(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+def _cases_that_differ(found: dict[str, str], expected: dict[str, str], done: str) -> list[str]:
     kinds = {
-        "were trained on and are not given": [name for name in found if name not in expected],
+        f"were {done} on and are not given": [name for name in found if name not in expected],
         "are new": [name for name in expected if name not in found],
         "have other contents": [name for name in expected if name in found and found[name] != expected[name]],
     }
@@ -76,7 +102,7 @@ def _cases_that_differ(found: dict[str, str], expected: dict[str, str]) -> list[
 
 
 def random_states() -> dict:
-    """Of Python, NumPy, torch and its GPUs. Patches need none of them: they are functions of seed, step and place."""
+    """Of this process: of Python, NumPy, torch and its GPUs. Patches need none of them: they are functions of seed, step and place."""
     kind, keys, at, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  libraries may use it
     state = {"python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), int(at), int(has_gauss), float(gauss))}
     state["torch"] = torch.get_rng_state()
@@ -85,8 +111,12 @@ def random_states() -> dict:
     return state
 
 
-def set_random_states(state: dict) -> None:
-    """Undo what has happened since. A checkpoint that was made with another number of GPUs has no state for them."""
+def set_random_states(kept: Sequence[dict] | dict, rank: int = 0) -> None:
+    """Undo what has happened since, in the process `rank`. A process that has no state of its own takes the first one's: that of a checkpoint which one
+    process made alone, or of an older one, which held no other. A checkpoint that was made with another number of GPUs has no state for them.
+    """
+    states = [kept] if isinstance(kept, dict) else kept
+    state = states[rank] if rank < len(states) else states[0]
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -96,6 +126,12 @@ def set_random_states(state: dict) -> None:
 
 
 # ---------------------------------------------------------------- network and optimiser
+
+
+def all_finite(network: nn.Module) -> bool:
+    """Whether no weight of this process is infinite or NaN; one look at a device, however many tensors."""
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+    return bool(torch.stack([torch.isfinite(tensor.detach()).all() for tensor in tensors]).all())
 
 
 def gather(network: nn.Module, optimizer: torch.optim.Optimizer, *, sharded: bool) -> tuple[dict[str, Tensor], dict]:

@@ -6,7 +6,6 @@ bit for bit. Under `ddp` and `fsdp` every process runs this file; the first one 
 
 import contextlib
 import errno
-import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,25 +17,24 @@ from torch import Tensor, nn
 from ..config import Settings
 from ..data.prepare import PreparedCase
 from ..errors import UserError
-from .begin import OnValidation, check, claim, launched
+from .begin import OnValidation, check, claimed, launched
 from .checkpoint import build_network, load_newest, save_checkpoint, save_state
 from .deep import DeeplySupervised, core
 from .estimate import needed_gib
 from .feed import Batch, Feed
 from .folder import Run, State, written_whole
-from .guard import Guard, is_out_of_memory, not_finite, out_of_memory
+from .guard import Guard, is_out_of_memory, lost_a_loader, not_finite, out_of_memory, too_many_loaders
 from .initialise import start_from, summary
 from .log import History, Progress, TensorBoard, memory_gib
 from .mixture import label_space, source_of
 from .optimise import Averaged, build_optimizer, encoder_parameters, set_learning_rate
-from .resume import as_rows, as_table, check_identity, gather, identity, random_states, scatter, set_random_states
+from .resume import all_finite, as_rows, as_table, check_identity, gather, identity, random_states, scatter, set_random_states
 from .signals import Stopped, StopRequest
 from .step import class_weights, train_step
-from .validate import class_mean_dice, validate
+from .validate import chosen, class_mean_dice, validate
 
 HEARTBEAT_SECONDS = 5  # how often status.json tells the steps done, and history.csv the rows
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_PART = re.compile(r"\.[0-9a-f]{32}\..+")  # what `written_whole` writes to
 
 
 def fit(
@@ -54,7 +52,7 @@ def fit(
         settings: of the run; kept in the folder. A folder with other settings is refused, but for those that only say how it is computed (`begin.MEANS`).
         cases: prepared, labelled.
         folder: `runs/<name>`; for several nodes, one that all of them see.
-        validation: cases whose class-mean Dice chooses the best weights, and may end the training early.
+        validation: cases whose class-mean Dice chooses the best weights, and may end the training early; `training.validation_cases_most` of them.
         progress: a bar on a terminal, and a line each validation.
         on_validation: called as f(step, network) every `validate_every` steps and at the end, in the first process; what it returns (name -> number)
             joins the history.
@@ -63,31 +61,39 @@ def fit(
         The run: `history.csv`, `last.ckpt`, `best.safetensors` (by validation Dice; without validation cases the last weights).
 
     Raises:
-        UserError: the folder belongs to another run; a checkpoint of other data; classes that are not the data's; steps that stay not finite; no memory.
+        UserError: the folder belongs to another run, or another training is at work there; a checkpoint of other data; classes that are not the
+            data's; steps that stay not finite; no memory.
         Stopped: SIGTERM or SIGUSR1 came; the checkpoint is written, and the same call goes on.
     """
     run = Run(folder)
     check(settings, validation, on_validation)
     fabric = launched(settings.training)
-    if fabric.is_global_zero:
-        claim(run, settings)
-    fabric.barrier()
-    try:
-        with StopRequest() as stop:
-            training = _Training(fabric, settings, cases, validation, run, stop=stop, progress=progress, on_validation=on_validation)
-            training.go()
-        fabric.barrier()  # the folder is complete for all
-    except BaseException as error:
-        if is_out_of_memory(error):
-            device = torch.cuda.get_device_properties(fabric.device).total_memory / 2**30 if fabric.device.type == "cuda" else None
-            error = out_of_memory(settings, needed_gib(settings), device)
-        if isinstance(error, OSError) and error.errno in FULL:
-            error = UserError(f"{run.folder}: no room on the disk; the last checkpoint is as it was. Make room; the same command goes on from there.")
-        if fabric.is_global_zero:
-            with contextlib.suppress(OSError):  # a full disk; the error itself tells
-                run.set_state("stopped" if isinstance(error, Stopped) else "failed", error=f"{type(error).__name__}: {error}")
-        raise error
+    with claimed(run, settings) if fabric.is_global_zero else contextlib.nullcontext():
+        fabric.barrier()
+        try:
+            with StopRequest() as stop:
+                training = _Training(fabric, settings, cases, validation, run, stop=stop, progress=progress, on_validation=on_validation)
+                training.go()
+            fabric.barrier()  # the folder is complete for all
+        except BaseException as error:
+            error = _told(error, settings, run, fabric.device)
+            if fabric.is_global_zero:
+                with contextlib.suppress(OSError):  # a full disk; the error itself tells
+                    run.set_state("stopped" if isinstance(error, Stopped) else "failed", error=f"{type(error).__name__}: {error}")
+            raise error
     return run
+
+
+def _told(error: BaseException, settings: Settings, run: Run, device: torch.device) -> BaseException:
+    """What a user can mend as one line; all else as it is."""
+    if lost_a_loader(error):
+        return too_many_loaders(settings)
+    if is_out_of_memory(error):
+        there = torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None
+        return out_of_memory(settings, needed_gib(settings), there)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return UserError(f"{run.folder}: no room on the disk; the last checkpoint is as it was. Make room; the same command goes on from there.")
+    return error
 
 
 class _Training:
@@ -96,11 +102,10 @@ class _Training:
     def __init__(self, fabric, settings, cases, validation, run, *, stop, progress, on_validation):
         config = settings.training
         self.fabric, self.settings, self.config, self.run, self.stop, self.on_validation = fabric, settings, config, run, stop, on_validation
-        self.validation, self.sharded, self.first = list(validation), config.strategy == "fsdp", fabric.is_global_zero
-        self.identity = identity(settings, cases)
+        self.validation, self.sharded, self.first = chosen(validation, config.validation_cases_most), config.strategy == "fsdp", fabric.is_global_zero
+        self.identity = identity(settings, cases, self.validation)
         fabric.seed_everything(config.seed, verbose=False)
         network = build_network(settings)
-        self._clear()
         kept = load_newest(run.checkpoint_file, run.previous_file, say=lambda text: print(f"{run.name}: {text}"))
         told = self._start(network) if kept is None else check_identity(run.checkpoint_file, kept["identity"], self.identity)
 
@@ -115,15 +120,17 @@ class _Training:
 
         self.guard = Guard(config.non_finite_steps)
         self.history = History(run.history_file if self.first else None)
-        self.board = TensorBoard(run.folder) if self.first and "tensorboard" in config.loggers else None
         self.step, self.validated, self.best, self.best_step, self.over = 0, 0, None, 0, False
         if kept is not None:
             self._restore(kept)
         self.progress = Progress(run.name, done=self.step, steps=config.steps, show=progress and self.first)
         if told:
             self.progress.say(told)
+        if len(self.validation) < len(validation):
+            self.progress.say(f"validated on {len(self.validation)} of {len(validation)} cases (training.validation_cases_most)")
         self.told_at, self.line_from = time.monotonic(), self.validated
         self.steps_gib = None  # most memory until the first validation, whose hooks are not every network's
+        self.board = TensorBoard(run.folder, begin=self.line_from) if self.first and "tensorboard" in config.loggers else None
         self.began = time.perf_counter() - (self.history.rows[-1]["seconds"] if self.history.rows else 0.0)
 
     def go(self) -> None:
@@ -131,8 +138,8 @@ class _Training:
         if (self.over or self.step == self.config.steps) and "steps_gib" in self.run.status:  # told at the end; a driver of notebooks has its own word of state
             return
         self._tell("running", steps=self.step)
-        if self.step == 0:
-            self._keep()  # something to go back to; and a folder that cannot be written is known at once
+        if self.step == 0 and not self._keep():  # something to go back to; and a folder that cannot be written is known at once
+            raise UserError(f"training.init_from: {self.config.init_from}: found weights that are not finite, expected numbers. Choose others.")
         if self._due(self.step) and self.validated < self.step:
             self._validate()
             self._pause(keep=True)
@@ -140,7 +147,11 @@ class _Training:
             for step, batches in self._batches():
                 self._take(step, batches)
                 if self.guard.gives_in:
-                    self._roll_back(batches)
+                    limit, loss = self.config.non_finite_steps, self.history.rows[-1]["loss"]
+                    self._roll_back(batches, f"loss: found {loss} in {limit} steps in a row up to step {self.step}")
+                    break
+                if (self._due(self.step) or self._keeps()) and not self._sound():
+                    self._roll_back(batches, f"weights: found infinite ones after step {self.step}, whose loss and gradient were finite")
                     break
                 if self._due(self.step):
                     self.steps_gib = self.steps_gib or memory_gib()
@@ -158,13 +169,13 @@ class _Training:
     def _pause(self, *, keep: bool) -> None:
         """Between two steps: a checkpoint where it is due, and an end where one was asked for."""
         stopping = self._stopping()
-        if stopping or keep:
-            self._keep()
+        kept = self._keep() if stopping or keep else False
         if stopping:
-            raise self._stopped()
+            raise self._stopped(kept)
 
-    def _stopped(self) -> Stopped:
-        return Stopped(f"asked to stop after step {self.step}; {self.run.checkpoint_file} is written, the same command goes on from there")
+    def _stopped(self, kept: bool) -> Stopped:
+        how = "written" if kept else "as it was, for the weights are infinite by now"
+        return Stopped(f"asked to stop after step {self.step}; {self.run.checkpoint_file} is {how}, the same command goes on from there")
 
     def _batches(self) -> Iterator[tuple[int, list[Batch]]]:
         """The steps that are left, with their batches. A signal that goes to all processes of a job ends those that make patches too: then what is
@@ -175,8 +186,7 @@ class _Training:
         except RuntimeError:
             if not self.stop.asked or self.sharded:
                 raise
-            self._keep()
-            raise self._stopped() from None
+            raise self._stopped(self._keep(alone=True)) from None
 
     def _take(self, step: int, batches: list[Batch]) -> None:
         config = self.config
@@ -213,8 +223,7 @@ class _Training:
         self.validated = self.step
         self.history.rows[-1] |= {name: float(value) for name, value in values.items()}  # plain floats: a checkpoint holds no numpy
         if self.board:
-            for row in self.history.rows[self.line_from :]:
-                self.board.add(row)
+            self.board.add(self.history.rows[self.line_from :])
         if self.step > self.line_from:
             self.progress.line(self.history.rows[self.line_from :], skipped=self.guard.skipped, memory_gib=memory_gib(), best=self.best)
         self.line_from = self.step
@@ -260,8 +269,24 @@ class _Training:
         ended = self.over or self.step == self.config.steps
         return ended or (self.step % (self.config.checkpoint_every or self.config.validate_every) == 0 and not self.guard.in_a_row)
 
-    def _keep(self) -> None:
-        """The checkpoint comes last: a run that is killed before it goes on from the one before, and writes the rest again."""
+    def _sound(self, *, alone: bool = False) -> bool:
+        """Whether all weights are finite, on all devices. A step whose loss and gradient are finite may still go too far."""
+        finite = all_finite(self.network)
+        if self.sharded and not alone:
+            finite = bool(self.fabric.all_reduce(torch.tensor(float(finite), device=self.fabric.device), reduce_op="sum") == self.fabric.world_size)
+        return finite
+
+    def _keep(self, *, alone: bool = False) -> bool:
+        """Write a checkpoint, unless weights are not finite; whether it was. It comes last: a run that is killed before it goes on from the one
+        before, and writes the rest again. `alone`: without a word to other devices, whose random numbers are then not in it.
+        """
+        if not self._sound(alone=alone):
+            return False
+        random: list = [random_states()]
+        if self.fabric.world_size > 1 and not alone:
+            random *= self.fabric.world_size
+            torch.distributed.all_gather_object(random, random[0])
+        self.guard.kept(self.step)
         weights, state = self._gathered(whole=True)
         if not self.validation:  # nothing to choose by: the last are the best
             with self._averaged(core(self.network.module)) if self.average is not None else contextlib.nullcontext():
@@ -269,8 +294,7 @@ class _Training:
                 if self.first:
                     save_state(best, self.run.weights_file, self.settings)
         if not self.first:
-            return
-        self.guard.kept(self.step)
+            return True
         self.history.flush()
         state = {
             "identity": self.identity,
@@ -279,12 +303,13 @@ class _Training:
             "network": weights,
             "optimizer": state,
             "average": self.average.state_dict() if self.average is not None else None,
-            "random": random_states(),
+            "random": random,  # of each process
             "guard": self.guard.state(),
             "validation": {"step": self.validated, "best": self.best, "best_step": self.best_step, "over": self.over},
             "history": as_table(self.history.rows),
         }
         save_checkpoint(self.run.checkpoint_file, state, previous=self.run.previous_file)
+        return True
 
     def _gathered(self, *, whole: bool = False) -> tuple[dict[str, Tensor], dict]:
         """The network's weights, and with `whole` all that is trained with it, and the optimiser's state."""
@@ -298,19 +323,19 @@ class _Training:
         scatter(network, self.optimizer.optimizer, state["network"], state["optimizer"], sharded=self.sharded)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        set_random_states(state["random"])
+        set_random_states(state["random"], self.fabric.global_rank)
         self.guard.load(state["guard"])
         self.step, self.history.rows = state["step"], as_rows(state["history"])
         self.history.cut(self.step)
         told = state["validation"]
         self.validated, self.best, self.best_step, self.over = told["step"], told["best"], told["best_step"], told["over"]
 
-    def _roll_back(self, batches: list[Batch]) -> None:
-        """Back to the last checkpoint with a lower rate; the second time at one place, the end."""
-        limit, loss, guard, failed = self.config.non_finite_steps, self.history.rows[-1]["loss"], self.guard, self.step
-        if not guard.roll_back(failed):
+    def _roll_back(self, batches: list[Batch], found: str) -> None:
+        """Back to the last checkpoint with a lower rate; the second time at one place, the end. found: why."""
+        guard = self.guard
+        if not guard.roll_back(self.step):
             self.history.flush()
-            raise not_finite(core(self.network.module), self.fabric.to_device(batches[0][0]), failed, limit, loss)
+            raise not_finite(core(self.network.module), self.fabric.to_device(batches[0][0]), found)
         self.fabric.barrier()
         now, best = guard.state(), (self.best, self.best_step)
         state = load_newest(self.run.checkpoint_file, self.run.previous_file, say=self.progress.say)
@@ -319,23 +344,17 @@ class _Training:
         self._restore(state)
         guard.load(now)
         self.best, self.best_step = best  # those in best.safetensors, which may be of a step after the checkpoint
-        self.line_from = self.step
+        self.line_from = self.validated
+        if self.board:
+            self.board.begin(self.line_from)
         self.progress.back(self.step)
-        self.progress.say(f"{limit} steps in a row were not finite, up to step {failed}: back to step {self.step}, with {guard.rate:g} of the learning rate")
-
-    def _clear(self) -> None:
-        """Parts of files that a killed run has left are removed, before any process looks."""
-        if self.first:
-            for left in self.run.folder.glob(".*"):
-                if _PART.fullmatch(left.name):
-                    left.unlink(missing_ok=True)
-        self.fabric.barrier()
+        self.progress.say(f"{found}: back to step {self.step}, with {guard.rate:g} of the learning rate")
 
     def _start(self, network: nn.Module) -> str | None:
         """Weights to start from, where they are asked for, and their table in the run folder."""
         if self.config.init_from is None:
             return None
-        table = start_from(network, self.config.init_from, label_space(self.settings.data).class_names)
+        table = start_from(network, self.config.init_from, label_space(self.settings.data).class_names, head=self.config.init_head)
         if self.first:
             with written_whole(self.run.initial_file) as part:
                 table.to_csv(part, index=False)

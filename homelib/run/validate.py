@@ -1,5 +1,6 @@
 """Validation within a training: sliding-window predictions of some cases, Dice by case and class on the prepared grid."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +17,20 @@ from .predict import predict_probabilities
 COLUMNS = ("case", "class", "dice")
 
 
+class _Ended(Exception):
+    """A validation was asked to stop within a case."""
+
+
+def chosen(cases: Sequence[PreparedCase], most: int | None) -> list[PreparedCase]:
+    """`most` of the cases (None: all), in the order given: the same ones every time, whatever others are there, for they are those whose ids have the
+    smallest hashes. So of several data sets each has about its share."""
+    if most is None or most >= len(cases):
+        return list(cases)
+    mark = {case.case.id: hashlib.sha256(case.case.id.encode("utf-8", "surrogateescape")).digest() for case in cases}
+    among = sorted(mark, key=mark.get)[:most]
+    return [case for case in cases if case.case.id in among]
+
+
 def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settings, *, stop: Callable[[], bool] = lambda: False) -> pd.DataFrame | None:
     """Dice of each case and class that its data set has labelled; NaN where a class is neither there nor found.
 
@@ -23,17 +38,22 @@ def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settin
         network: left in eval mode.
         cases: prepared and labelled.
         settings: of the run.
-        stop: asked before each case; True ends it.
+        stop: asked after each window; True ends it.
 
     Returns:
         Columns case, class, dice; None where it was ended.
     """
+    def look(windows: int) -> None:
+        if stop():
+            raise _Ended
+
     network.eval()
     space, rows = label_space(settings.data), []
     for case in cases:
-        if stop():
+        try:
+            predicted, label, known = predicted_beside_label(network, case, settings, on_window=look)
+        except _Ended:
             return None
-        predicted, label, known = predicted_beside_label(network, case, settings)
         names = [space.class_names[index] for index in known]
         table = evaluate(
             predicted,
@@ -49,14 +69,16 @@ def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settin
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def predicted_beside_label(network: nn.Module, case: PreparedCase, settings: Settings) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def predicted_beside_label(
+    network: nn.Module, case: PreparedCase, settings: Settings, *, on_window: Callable[[int], None] = lambda count: None
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Class indices (D, H, W) of the run, predicted and of the label, on the prepared grid; and the classes that the case's data set has labelled.
 
     What the data set knows nothing of counts neither for nor against the network: it is background in the prediction.
     """
     space, data_set = label_space(settings.data), load_manifest(case.case.manifest).name
     label = space.to_union(np.asarray(case.label), data_set)
-    predicted = predict_probabilities(network, case, settings).argmax(0)
+    predicted = predict_probabilities(network, case, settings, on_window=on_window).argmax(0)
     predicted = np.where((label == IGNORE) | ~np.isin(predicted, space.indices[data_set]), 0, predicted)
     return predicted, label, list(space.indices[data_set][1:])
 

@@ -1,5 +1,6 @@
 """The demo's two runs: trained on one patient, tested on the other. Notebooks and the command line come here for them."""
 
+import math
 import multiprocessing
 import sys
 import time
@@ -21,6 +22,7 @@ from ..data.manifest import Manifest, load_manifest
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from ..paths import runs_dir
+from ..run.begin import OnValidation
 from ..run.evaluate import evaluate
 from ..run.folder import Run, written_whole
 from ..run.predict import predict_probabilities
@@ -80,11 +82,11 @@ def demo_run(
     return DemoRun(settings, run, data, train, test)
 
 
-def trained(demo: DemoRun, *, progress: bool = True) -> Run:
+def trained(demo: DemoRun, *, progress: bool = True, also: OnValidation | None = None) -> Run:
     """Train the run, or go on with it; a finished one is returned as it is. Every so often its Dice on the training patient is measured, and where its
     experts of level 1 look there (`homelib.study.routing_log`).
 
-    The test patient takes no part: there is no choice of a step or of a setting by it.
+    The test patient takes no part: there is no choice of a step or of a setting by it. `also` is called at each validation too.
     """
 
     def training_patient_dice(step: int, network: nn.Module) -> dict[str, float]:
@@ -107,10 +109,10 @@ def trained(demo: DemoRun, *, progress: bool = True) -> Run:
             "profile: found 'paper' on a machine without a CUDA GPU, where a step takes minutes; expected smoke or laptop. "
             "To train it all the same set training.accelerator to cpu."
         )
-    watch = training_patient_dice
+    watches = [training_patient_dice, *([also] if also else [])]
     if routes(demo.settings):
-        watch = together(watch, RoutingLog(demo.run.folder, demo.train_case, demo.settings, levels=(1,)))
-    return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=watch)
+        watches.append(RoutingLog(demo.run.folder, demo.train_case, demo.settings, levels=(1,)))
+    return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=together(*watches))
 
 
 def _keep_sample(run: Run, step: int, predicted: np.ndarray) -> None:
@@ -129,7 +131,8 @@ def samples(run: Run) -> dict[int, np.ndarray]:
 
 def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True, watch: Watch | None = None) -> dict[str, Run]:
     """Train several runs, as `trained` does. Without a GPU they go side by side, each in a process of its own with its share of the cores:
-    small convolutions gain little from a second core. `watch` is called with their histories, every so often and at the end.
+    small convolutions gain little from a second core. `watch` is called with their histories, every so often (one after the other: at validations) and
+    at the end.
 
     Raises UserError: what any of them raises, after the others have ended.
     """
@@ -138,8 +141,9 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True,
     on_cpu = all(demo.settings.training.accelerator == "cpu" or not torch.cuda.is_available() for demo in todo.values())
     if not on_cpu or len(todo) < 2 or cores < len(todo):
         done = {}
+        now_and_then = _NowAndThen(demos, watch)
         for name, demo in demos.items():
-            done[name] = trained(demo, progress=progress)
+            done[name] = trained(demo, progress=progress, also=now_and_then)
             _watched(demos, watch)
         return done
     context = multiprocessing.get_context("spawn")
@@ -178,6 +182,19 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True,
 def _watched(demos: Mapping[str, DemoRun], watch: Watch | None) -> None:
     if watch is not None:
         watch({name: demo.run.history for name, demo in demos.items()})
+
+
+class _NowAndThen:
+    """Calls `watch` at a validation, unless it was called a short while ago."""
+
+    def __init__(self, demos: Mapping[str, DemoRun], watch: Watch | None):
+        self.demos, self.watch, self.told = demos, watch, -math.inf
+
+    def __call__(self, step: int, network: nn.Module) -> dict[str, float]:
+        if time.monotonic() - self.told > WATCH_SECONDS:
+            _watched(self.demos, self.watch)
+            self.told = time.monotonic()
+        return {}
 
 
 def _train_in_process(demo: DemoRun, threads: int, errors) -> None:

@@ -65,7 +65,8 @@ def scans_of(settings: Settings, *, data: Mapping[str, str], figures: bool) -> S
     from .trace import routes
 
     if data:
-        return Scans(len(settings.data.validation_cases), 0, len({*settings.data.validation_cases, *settings.data.test_cases}))
+        most = settings.training.validation_cases_most or len(settings.data.validation_cases)
+        return Scans(min(len(settings.data.validation_cases), most), 0, len({*settings.data.validation_cases, *settings.data.test_cases}))
     return Scans(1 + routes(settings), 2 if figures else 0, 2)  # shown: in notebook 03, and by the untrained network in 04
 
 

@@ -1,20 +1,17 @@
 """How far a run of a grid is: its record, `ablation.json` in its folder, and its lock, which tells a run that is worked on from one that was left.
 
-Whoever works on a run holds the lock of `run.lock`. The system lets go of it when the process ends, by a crash or a power cut too; so a run whose
-record says "running" while nobody holds its lock is stale. Folders that several machines see need a file system whose locks hold between them.
+Whoever works on a run holds the lock of `run.lock` (`homelib.locks`); so a run whose record says "running" while nobody holds its lock is stale.
 Plain JSON and no heavy import: the table of a thousand runs is read at once.
 """
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
+from .. import locks
 from ..errors import UserError
 from ..paths import written_whole
 
@@ -75,27 +72,14 @@ def write(folder: Path, record: Record) -> Record:
     return record
 
 
-@contextmanager
-def held(folder: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[bool]:
+def held(folder: Path, *, patience: float = PATIENCE_SECONDS) -> AbstractContextManager[bool]:
     """The lock of a run: whether it was got, which it is not where somebody else works on the run."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    return locks.held(folder / LOCK, patience=patience)
 
 
 def is_held(folder: Path) -> bool:
     """Whether somebody works on the run just now."""
-    if not (folder / LOCK).exists():
-        return False
-    with held(folder, patience=0) as got:
-        return not got
+    return locks.is_held(folder / LOCK)
 
 
 def seen(folder: Path, record: Record) -> Record:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import pickle
 
 import numpy as np
@@ -13,6 +14,7 @@ from homelib import UserError
 from homelib.config import Settings, override
 from homelib.run import checkpoint
 from homelib.run.checkpoint import build_network, load_checkpoint, load_newest, load_weights, save_checkpoint, save_weights
+from homelib.run.mixture import label_space
 
 
 @pytest.fixture
@@ -39,9 +41,11 @@ def test_weights_in_another_memory_format_are_saved_alike(saved, smoke, tmp_path
     assert (tmp_path / "other.safetensors").read_bytes() == path.read_bytes()
 
 
-def test_weights_carry_their_settings(saved, smoke):
+def test_weights_carry_their_settings_and_classes(saved, smoke):
     with safe_open(saved[1], framework="pt") as file:
-        assert Settings.model_validate_json(file.metadata()["settings"]) == smoke
+        told = json.loads(file.metadata()["run"])
+    assert Settings(**told["settings"]) == smoke
+    assert tuple(told["classes"]) == label_space(smoke.data).class_names
 
 
 @pytest.mark.parametrize(

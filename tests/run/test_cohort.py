@@ -1,7 +1,9 @@
 """A user's data: from prepared cases to runs, fold by fold, alone or with others of different labels."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,11 @@ from homelib import UserError
 from homelib.config import override, preset
 from homelib.data.check import kept_folder
 from homelib.data.manifest import load_manifest
+from homelib.run import cohort as module
+from homelib.run.checkpoint import build_network, save_weights
 from homelib.run.cohort import DataSet, cohort, folds_of
 from homelib.run.folder import Run
+from homelib.run.initialise import start_from
 from homelib.run.mixture import Mixture, label_space
 from homelib.run.step import train_step
 from homelib.run.train import fit
@@ -53,6 +58,57 @@ def test_the_papers_data_sets_have_its_patch(name):
     assert load_manifest(name).patch_voxels == ((192, 192, 48) if name == "panorama" else (128, 128, 128))
 
 
+@pytest.fixture
+def amos22(tmp_path, monkeypatch):
+    """The official folder's names, without a voxel: 20 CT and 10 MRI to train on, 4 and 2 more. Prepared cases tell their spacing alone."""
+    for part, ids in {"Tr": [*range(1, 21), *range(507, 517)], "Va": [*range(21, 25), 517, 518]}.items():
+        for folder in (f"images{part}", f"labels{part}"):
+            (tmp_path / folder).mkdir()
+            for number in ids:
+                (tmp_path / folder / f"amos_{number:04}.nii.gz").touch()
+    monkeypatch.setattr(module, "open_all", lambda cases, folder: [SimpleNamespace(case=case, spacing_mm=(1.5, 1.5, 1.5)) for case in cases])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("data", "start", "seen", "organs"),
+    [
+        ("amos_ct", None, {"CT": 16}, 15),
+        ("amos_mri", None, {"MRI": 8}, 13),
+        ("amos_mri", "runs/amos-ct", {"MRI": 8}, 13),
+        ("amos_joint", None, {"CT": 16, "MRI": 8}, 15),
+    ],
+    ids=["CT", "MRI", "CT -> MRI", "CT + MRI"],
+)
+def test_the_papers_four_settings_of_amos(data, start, seen, organs, amos22):
+    changes = {"training.steps": 50_000, "training.init_from": start}
+    made = cohort(preset("paper"), [DataSet(data, amos22, amos22)], changes=changes)
+    settings, told = made.settings, Counter(case.case.modality for case in made.train)
+    assert told == seen
+    assert Counter(case.case.modality for case in made.validation) == {modality: count // 4 for modality, count in seen.items()}
+    assert {load_manifest(data).window_of(modality) for modality in told} == {{"CT": (-175, 250), "MRI": (0, 1000)}[modality] for modality in seen}
+    assert not set(settings.data.test_cases) & {case.case.id for case in (*made.train, *made.validation)}
+    assert len(settings.data.test_cases) == sum({"CT": 4, "MRI": 2}[modality] for modality in seen)
+    assert settings.model.out_channels == organs + 1 == len(label_space(settings.data).class_names)
+    assert (settings.data.patch_voxels, settings.training.steps, settings.training.init_from) == ((128, 128, 128), 50_000, start)
+    assert made.told == ()
+    (line,) = cohort(preset("paper"), [DataSet(data, amos22, amos22)]).told
+    epochs = f"{1000 / (told.total() / 2):.3g} epochs of {told.total()} cases"
+    assert line == f"{data}: its manifest states no epochs; training.steps is the preset's, 1000: {epochs}. Set it."
+
+
+def test_from_amos_ct_to_mri_the_rows_of_all_its_organs_are_taken(brief, tmp_path):
+    ct, mri = (override(brief, {"data.manifest": f"amos_{kind}", "model.out_channels": classes}) for kind, classes in (("ct", 16), ("mri", 14)))
+    source, network = build_network(ct), build_network(mri)
+    save_weights(source, tmp_path / "ct.safetensors", ct)
+    names = label_space(mri.data).class_names
+    table = start_from(network, tmp_path / "ct.safetensors", names).set_index("tensor")
+    assert table.loc["head.weight", "what"] == "resized"
+    rows = [label_space(ct.data).class_names.index(name) for name in names]
+    assert torch.equal(network.head.weight, source.head.weight[rows])
+    assert torch.equal(network.head.bias, source.head.bias[rows])
+
+
 @pytest.mark.parametrize(("fold", "told"), [(None, r"--fold: found None, expected 0 to 1, or all: own_ct deals"), (2, r"--fold: found 2, expected 0 to 1")])
 def test_a_fold_that_is_not_there_is_named(fold, told, ct_set, brief):
     with pytest.raises(UserError, match=told):
@@ -77,6 +133,7 @@ def test_faulty_cases_are_refused_left_out_or_kept_and_never_silently(faulty_set
     assert sorted(made.settings.data.train_cases + made.settings.data.validation_cases) == [f"own_faulty-{k}" for k in (0, 2, 3, 5)]
     said = []
     made.at_hand(said.append)
+    assert "own_faulty: its manifest states no epochs; training.steps is the preset's, 4: 2 epochs of 2 cases. Set it." in said
     assert said[0].endswith("left out 2 faulty cases (own_faulty-1: duplicate image, own_faulty-4: damaged).")
     with pytest.raises(UserError, match=r"found 1 faulty cases \(own_faulty-4: not prepared\)"):  # an old file is of what is no longer there
         cohort(brief, [replace(faulty_set, faulty="keep")], fold=0)

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from homelib import UserError
-from homelib.config import override
+from homelib.config import Settings, override
 from homelib.data.cases import demo_data, with_demo_cases
 from homelib.data.cases import prepared as prepared_cases
 from homelib.network.unet import Block
@@ -21,7 +21,7 @@ from homelib.run import begin
 from homelib.run.checkpoint import build_network, load_checkpoint, save_checkpoint, trained_network
 from homelib.run.estimate import estimate
 from homelib.run.folder import Run
-from homelib.run.optimise import build_optimizer
+from homelib.run.optimise import build_optimizer, learning_rate_factor
 from homelib.run.resume import gather, scatter
 from homelib.run.train import fit
 
@@ -49,12 +49,21 @@ def launched_on_cpu(config):
     return fabric
 
 
-demo, launched = demo_data("smoke"), train.launched
+def spoilt(self, first, end):
+    for step, batches in original(self, first, end):
+        if step in (2, 5) and step not in seen:
+            seen.append(step)
+            batches = [(torch.full_like(image, torch.nan), *rest) for image, *rest in batches]
+        yield step, batches
+
+
+demo, launched, original, seen = demo_data("smoke"), train.launched, train.Feed.steps, []
 for folder in sys.argv[1:]:
     settings = Settings.load(folder + ".json")
     train.launched = launched_on_cpu if settings.training.strategy == "fsdp" else launched
+    train.Feed.steps = spoilt if folder.endswith("guarded") else original
     others = prepared(settings.model_copy(update={"data": settings.data.model_copy(update={"test_cases": settings.data.validation_cases})}), demo, "test")
-    train.fit(settings, prepared(settings, demo), folder, validation=others)  # the second in the first's process group: a new one would meet its addresses
+    train.fit(settings, prepared(settings, demo), folder, validation=others)  # all in the first's process group: a new one would meet its addresses
 """
 
 
@@ -68,8 +77,8 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trainings(smoke, phantoms, tmp_path_factory) -> dict[str, Trained]:
-    """By strategy. The two processes start once and train one after the other: DDP, then FSDP over Gloo: kept, validated, encoder frozen at first, rates
-    that fall towards the input. FSDP's scan is PyTorch's own: a weight that Numba has looked at cannot be taken apart again."""
+    """By name. The two processes start once and train one after the other: DDP, with steps that fail at two places, then FSDP over Gloo: kept, validated,
+    encoder frozen at first, rates that fall towards the input. FSDP's scan is PyTorch's own: a weight that Numba has looked at cannot be taken apart."""
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch is built without torch.distributed")
     folder, demo = tmp_path_factory.mktemp("distributed"), demo_data("smoke")
@@ -78,20 +87,24 @@ def trainings(smoke, phantoms, tmp_path_factory) -> dict[str, Trained]:
         "ddp": {"steps": 20, "validate_every": 10, "clip_norm": 1.0, "learning_rate": 1e-4, "batch_size": 4},
         "fsdp": {"steps": 8, "validate_every": 4, "clip_norm": 1.0, "learning_rate": 1e-3, "frozen_steps": 3, "layer_rate": 0.5, "batch_size": 2},
     }
+    guarded = {"steps": 8, "validate_every": 8, "checkpoint_every": 2, "non_finite_steps": 1, "batch_size": 1, "devices": 2, "strategy": "ddp"}
+    override(base, {f"training.{field}": value for field, value in guarded.items()}).save(folder / "guarded.json")
     alone = {name: override(base, {f"training.{field}": value for field, value in changes.items()}) for name, changes in asked.items()}
     alone["fsdp"] = override(alone["fsdp"], {"model.scan_backend": "blocked"})
     for name, settings in alone.items():
         each = {"training.batch_size": settings.training.batch_size // 2, "training.devices": 2, "training.strategy": name}
         override(settings, each).save(folder / f"{name}.json")
     (folder / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", folder / "train.py", *(folder / name for name in asked)]
+    folders = [folder / name for name in ("ddp", "guarded", "fsdp")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", folder / "train.py", *folders]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-12000:]  # torchrun's own words come last, the cause before them
+    for path in folders:
+        assert done.stdout.count(f"{path.name}: step {(steps := Settings.load(path.with_suffix('.json')).training.steps)}/{steps}") == 1  # told once
     for name, settings in alone.items():
-        assert done.stdout.count(f"step {settings.training.steps}/{settings.training.steps}") == 1  # told once
         others = settings.model_copy(update={"data": settings.data.model_copy(update={"validation_cases": (), "test_cases": ("phantom-c",)})})
         fit(settings, prepared_cases(settings, demo), folder / f"{name}-alone", validation=prepared_cases(others, demo, "test"), progress=False)
-    return {name: Trained(Run(folder / f"{name}-alone"), Run(folder / name)) for name in asked}
+    return {name: Trained(Run(folder / f"{name}-alone"), Run(folder / name)) for name in (*asked, "guarded")}
 
 
 def test_two_processes_match_one_with_the_doubled_batch(trainings):
@@ -102,6 +115,15 @@ def test_two_processes_match_one_with_the_doubled_batch(trainings):
     assert both.state == "done"
     assert load_checkpoint(both.checkpoint_file)["step"] == 20
     assert len(pd.read_csv(both.validation_file)) == 8
+
+
+def test_two_processes_go_back_together_as_often_as_the_training_went_well_between(trainings):
+    run = trainings["guarded"].two
+    assert (run.state, run.status["skipped"], run.history["step"].tolist()) == ("done", 2, list(range(8)))
+    factor = run.history["learning_rate"] / [run.settings.training.learning_rate * learning_rate_factor(step, run.settings.training) for step in range(8)]
+    assert factor.tolist() == pytest.approx([1.0] * 2 + [0.5] * 2 + [0.25] * 4)
+    one, other = load_checkpoint(run.checkpoint_file)["random"]  # of each process
+    assert set(one) == set(other)
 
 
 def test_two_processes_that_share_the_weights_out_match_one(trainings):

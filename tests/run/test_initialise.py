@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from homelib import UserError
 from homelib.config import override
@@ -27,6 +28,11 @@ def source(smoke, tmp_path):
     return network, tmp_path / "source.safetensors"
 
 
+def as_of_old(network, path, settings) -> None:
+    """Weights as they were kept before files named their classes."""
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata={"settings": settings.model_dump_json()})
+
+
 def same(a, b, *, but=()) -> bool:
     own, other = a.state_dict(), b.state_dict()
     return all(torch.equal(own[name], other[name]) for name in own if not name.startswith(tuple(but) or ("?",)))
@@ -44,9 +50,28 @@ def test_the_authors_layout_is_read_with_its_experts(source, smoke, names, tmp_p
     path = tmp_path / "authors.pth"
     torch.save({"model": {f"module.{name}": tensor.clone() for name, tensor in to_published(source[0]).items()}}, path)
     network = build_network(smoke)
-    table = start_from(network, path, names)
-    assert set(table["what"]) == {"taken"}
+    before = network.head.weight.detach().clone()
+    table = start_from(network, path, names).set_index("tensor")
+    assert table.loc["head.weight", "what"] == table.loc["head.bias", "what"] == "new"  # which classes it tells apart the file does not say
+    assert torch.equal(network.head.weight, before)
+    assert set(table["what"].drop(["head.weight", "head.bias"])) == {"taken"}
+    assert set(start_from(network, path, names, head="as_it_is")["what"]) == {"taken"}
     assert same(network, source[0])
+
+
+def test_classes_are_known_by_the_file_though_its_manifest_is_gone(source, smoke, names, tmp_path):
+    """Of as many rows, others' classes; and one whose data set nobody here knows."""
+    for classes, what in ((names, "taken"), (names[:2] + tuple(f"other_{n}" for n in range(7)), "resized")):
+        save_weights(source[0], tmp_path / "own.safetensors", override(smoke, {"data.manifest": "/gone/own.yaml"}), class_names=classes)
+        network = build_network(smoke)
+        assert start_from(network, tmp_path / "own.safetensors", names).set_index("tensor").loc["head.weight", "what"] == what
+    as_of_old(source[0], tmp_path / "own.safetensors", override(smoke, {"data.manifest": "/gone/own.yaml"}))
+    assert start_from(build_network(smoke), tmp_path / "own.safetensors", names).set_index("tensor").loc["head.weight", "what"] == "new"
+
+
+def test_weights_of_before_classes_were_named_tell_them_by_their_data_set(source, smoke, names, tmp_path):
+    as_of_old(source[0], tmp_path / "old.safetensors", smoke)
+    assert set(start_from(build_network(smoke), tmp_path / "old.safetensors", names)["what"]) == {"taken"}
 
 
 def test_a_new_head_for_new_classes_keeps_the_rows_of_those_that_have_a_namesake(source, smoke, names):

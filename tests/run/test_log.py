@@ -4,9 +4,11 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 from homelib import UserError
 from homelib.config import override
+from homelib.run import train
 from homelib.run.folder import HISTORY, Run
 from homelib.run.log import History, Progress
 from homelib.run.train import fit
@@ -69,26 +71,49 @@ def test_tensorboard_that_is_missing_is_one_line(smoke, prepared, tmp_path, monk
     assert "\n" not in str(caught.value)
 
 
-def test_tensorboard_gets_every_row(smoke, prepared, tmp_path, monkeypatch):
-    import types
+@pytest.fixture
+def on_board():
+    """The steps and values of one scalar, as TensorBoard shows them."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason='needs tensorboard: pip install "homelib[tensorboard]"')
 
-    seen = []
+    def read(run: Run, name: str) -> list[tuple[int, float]]:
+        board = events.EventAccumulator(str(run.folder / "tensorboard")).Reload()
+        return [(event.step, event.value) for event in board.Scalars(name)]
 
-    class Writer:
-        def __init__(self, folder):
-            seen.append(folder)
+    return read
 
-        def add_scalar(self, name, value, step):
-            seen.append((name, step))
 
-        def close(self):
-            seen.append("closed")
+def test_tensorboard_has_every_row_once_after_a_stop_and_a_way_back(smoke, prepared, tmp_path, monkeypatch, on_board):
+    """Stopped after the validation of step 4, whose rows are on the board and in no checkpoint; then two steps that fail, and are done again."""
+    settings = override(smoke, {"training.loggers": ["csv", "tensorboard"], "training.steps": 8, "training.checkpoint_every": 3})
+    settings = override(settings, {"training.non_finite_steps": 1})
+    original, seen = train.Feed.steps, []
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    fit(override(smoke, {"training.loggers": ["csv", "tensorboard"]}), [prepared], tmp_path / "run", progress=False)
-    assert seen[0] == str(tmp_path / "run" / "tensorboard")
-    assert [step for name, step in (item for item in seen if isinstance(item, tuple)) if name == "loss"] == [0, 1, 2, 3]
-    assert seen[-1] == "closed"
+    def spoilt(self, first, end):
+        for step, batches in original(self, first, end):
+            if step == 7 and not seen:
+                seen.append(step)
+                batches = [(torch.full_like(image, float("nan")), *rest) for image, *rest in batches]
+            yield step, batches
+
+    def crash(step, network):
+        if step == 6 and not seen:
+            seen.clear()
+            raise KeyboardInterrupt
+        return {"score": step}
+
+    monkeypatch.setattr(train.Feed, "steps", spoilt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings, [prepared], tmp_path / "run", progress=False, on_validation=crash)
+    run = fit(settings, [prepared], tmp_path / "run", progress=False, on_validation=lambda step, network: {"score": step})
+    assert seen == [7]
+    assert on_board(run, "loss") == [(row.step, pytest.approx(row.loss)) for row in run.history.itertuples()]
+    assert on_board(run, "score") == [(1, 2), (3, 4), (5, 6), (7, 8)]
+
+
+def test_a_run_without_its_own_record_is_refused(smoke):
+    with pytest.raises(UserError, match=r"^training\.loggers: found .*tensorboard.*; Value error, expected csv among them|csv among them"):
+        override(smoke, {"training.loggers": ["tensorboard"]})
 
 
 def test_what_was_saved_is_a_table(smoke, prepared, tmp_path):

@@ -247,6 +247,32 @@ def test_other_data_are_refused_and_told(short, prepared, tmp_path):
     assert run.checkpoint_file.read_bytes() == before
 
 
+def test_what_a_manifest_says_of_loading_and_validation_cases_are_part_of_a_run(ct_set, brief, tmp_path):
+    """A window that is edited between a stop and the way on; and a validation case with other contents."""
+    path = tmp_path / "own_ct.yaml"
+    path.write_text(Path(ct_set.set.manifest).read_text())
+    made = cohort(brief, [replace(ct_set.set, manifest=str(path))], fold=0)
+    run = fit(override(made.settings, {"training.steps": 1}), made.train, tmp_path / "run", validation=made.validation, progress=False)
+    (case, *others), name = made.validation, made.validation[0].case.id
+    changed = replace(case, fingerprint="0" * 64)
+    with pytest.raises(UserError, match=rf"last\.ckpt: of another training: 1 cases have other contents \({name}\)\. Give what"):
+        fit(run.settings, made.train, run.folder, validation=[changed, *others], progress=False)
+    path.write_text(path.read_text().replace("[-175, 250]", "[-100, 250]"))
+    with pytest.raises(UserError, match=r"another training: own_ct\.intensity_window of CT was \[-175\.0, 250\.0\], is \[-100\.0, 250\.0\]\. Give what"):
+        fit(run.settings, made.train, run.folder, validation=made.validation, progress=False)
+    path.write_text(Path(ct_set.set.manifest).read_text() + "contrast_ranges: {liver: [0, 30]}\n")
+    with pytest.raises(UserError, match=r"another training: own_ct\.contrast_ranges was \{\}, is \{'liver': \[0\.0, 30\.0\]\}\. Give what"):
+        fit(run.settings, made.train, run.folder, validation=made.validation, progress=False)
+
+
+def test_a_checkpoint_that_does_not_say_all_is_gone_on_with_and_that_is_told(short, prepared):
+    own = identity(short, [prepared])
+    old = {name: value for name, value in own.items() if name not in ("loading", "validation")}
+    assert check_identity(Path("last.ckpt"), old, own) == (
+        "the checkpoint does not say what was in its validation cases and how its manifests had the images seen, which may have changed unseen"
+    )
+
+
 def test_a_training_goes_on_whether_its_cases_are_in_memory_or_in_their_files(ct_set, brief):
     """Another machine, or other work on it, may leave less memory; the cases are the same."""
     made = cohort(brief, [ct_set.set], fold=0)
@@ -288,7 +314,7 @@ def test_a_checkpoint_holds_all_that_the_training_needs(short, prepared, tmp_pat
     state = load_checkpoint(run.checkpoint_file)
     assert set(state) == {"identity", "settings", "step", "network", "optimizer", "average", "random", "guard", "validation", "history"}
     assert state["settings"] == json.loads(run.settings_file.read_text())
-    assert set(state["random"]) >= {"python", "numpy", "torch"}
+    assert [set(one) for one in state["random"]] == [{"python", "numpy", "torch"} | ({"cuda"} if torch.cuda.is_initialized() else set())]
     assert state["identity"]["data"] == {"phantom-a": fingerprint(prepared)}
     assert state["identity"]["code"] == resume.code_version()
 
@@ -302,9 +328,14 @@ def test_random_states_are_undone_in_all_three_generators():
 
     state = random_states()
     first = draw()
+    after = random_states()
     draw()
-    set_random_states(state)
+    set_random_states(state)  # as older checkpoints hold it
     assert draw() == first
+    here = draw()
+    for rank, expected in ((0, first), (1, here), (2, first)):  # a third process has none of its own, and takes the first one's
+        set_random_states([state, after], rank)
+        assert draw() == expected
 
 
 def test_a_history_survives_as_a_table():

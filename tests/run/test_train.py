@@ -193,7 +193,7 @@ def test_the_folder_tells_the_run(short, prepared, tmp_path):
     np.testing.assert_allclose(history["learning_rate"], [2e-3 * learning_rate_factor(step, settings.training) for step in range(5)])
     np.testing.assert_allclose(history["dice"], [np.nan, 0.2, np.nan, 0.4, 0.5])
     assert sorted(path.name for path in run.folder.iterdir()) == [
-        "best.safetensors", "history.csv", "last.ckpt", "previous.ckpt", "settings.json", "status.json",
+        "best.safetensors", "history.csv", "last.ckpt", "previous.ckpt", "settings.json", "status.json", "training.lock",
     ]  # fmt: skip
 
 

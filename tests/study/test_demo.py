@@ -180,7 +180,7 @@ def no_step_here(*args, **kwargs):
 
 def test_on_one_core_or_with_a_gpu_one_comes_after_the_other(pair, monkeypatch):
     began = []
-    monkeypatch.setattr(module, "trained", lambda demo, progress: began.append(demo.run.name))
+    monkeypatch.setattr(module, "trained", lambda demo, progress, also: began.append(demo.run.name))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     trained_side_by_side(pair, progress=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -188,6 +188,32 @@ def test_on_one_core_or_with_a_gpu_one_comes_after_the_other(pair, monkeypatch):
     anywhere = {name: replace(demo, settings=override(demo.settings, {"training.accelerator": "auto"})) for name, demo in pair.items()}
     trained_side_by_side(anywhere, progress=False)
     assert began == ["smoke-a-to-c", "smoke-c-to-a"] * 2
+
+
+def test_one_after_the_other_curves_are_drawn_at_validations_too_but_not_at_each(pair, monkeypatch):
+    """By a clock on which a validation comes every 20 seconds; of four of each training, every second one is drawn, and the end."""
+    drawn, now = [], [0.0]
+
+    def trained(demo, progress, also):
+        for step in (10, 20, 30, 40):
+            now[0] += 20
+            before = len(drawn)
+            assert also(step, None) == {}
+            steps.append((demo.run.name, step, len(drawn) > before))
+
+    steps: list = []
+    monkeypatch.setattr(module, "trained", trained)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    trained_side_by_side(pair, progress=False, watch=lambda histories: drawn.append(tuple(histories)))
+    assert [told for *_, told in steps] == [True, False] * 4
+    assert drawn == [("a-to-c", "c-to-a")] * 6
+
+
+def test_what_is_called_at_validations_too_is_called(smoke_demo, tmp_path):
+    seen = []
+    trained(demo_run("smoke", folder=tmp_path, changes=ON_CPU), progress=False, also=lambda step, network: seen.append(step) or {})
+    assert seen == [2, 4]
 
 
 # ---------------------------------------------------------------- profile paper

@@ -47,7 +47,8 @@ def test_an_arms_own_change_wins(written):
 
 def test_a_fingerprint_is_of_what_decides_the_result():
     start = preset("smoke")
-    for without_effect in ({"training.workers": 2}, {"model.scan_backend": "blocked"}, {"training.accelerator": "cpu"}, {"training.loggers": ["tensorboard"]}):
+    loggers = {"training.loggers": ["csv", "tensorboard"]}
+    for without_effect in ({"training.workers": 2}, {"model.scan_backend": "blocked"}, {"training.accelerator": "cpu"}, loggers):
         assert fingerprint(override(start, without_effect)) == fingerprint(start)
     for change in ({"training.seed": 1}, {"training.steps": 9}, {"model.gsc": "product"}, {"network": "SegMamba"}, {"prediction.overlap": 0.25}):
         assert fingerprint(override(start, change)) != fingerprint(start)

@@ -34,6 +34,7 @@ def test_networks_stand_with_parameters_and_intervals(results):
     found = measured.networks_over_seeds()
     assert found["patient"].tolist() == ["never seen"] * 2
     assert found["M parameters"].tolist() == [2.0, 2.1]
+    assert found["seeds"].tolist() == ["0, 1"] * 2
     assert found[["Dice %", "low", "high"]].to_numpy().tolist() == [[50, 37.5, 62.5], [25, 12.5, 37.5]]
 
 
