@@ -29,7 +29,7 @@ def data_check(
     name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
     root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
     csv: Annotated[Path | None, typer.Option(help="write the findings to this file too")] = None,
-    fix: Annotated[Path | None, typer.Option(help="write a repaired copy to this folder, new or empty")] = None,
+    fix: Annotated[Path | None, typer.Option(help="write a repaired copy to this folder: new, empty, or begun by a call that was stopped")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
     again: Annotated[bool, typer.Option("--again", help="read unchanged cases again too")] = False,
     show: Annotated[int, typer.Option(min=0, help="findings to print")] = 40,
@@ -56,7 +56,7 @@ def data_check(
     console.print(f"{root}: {len(checked.cases)} cases, {count(checked.findings)}.", highlight=False, markup=False)
     console.print(f"All findings: {csv or checked.folder / 'findings.csv'}. Cases: {checked.folder / 'cases.csv'}", highlight=False, markup=False)
     if fix is not None:
-        repairs = write_fixed(checked, manifest, root, fix)
+        repairs = write_fixed(checked, manifest, root, fix, workers=workers, progress=sys.stderr.isatty())
         if left := unmended(checked):
             told = f"{len(left)} files could be mended in another format alone ({left[0]} first), and are linked as they are: write them as NIfTI"
             console.print(f"{fix}: {told}.", highlight=False, markup=False)

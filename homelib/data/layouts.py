@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import UserError
 from .findings import Finding, finding
 from .manifest import Case, Layout, Manifest
-from .reading import IMAGE_SUFFIXES
+from .reading import has_suffix
 
 LONGEST_ID = 100  # a prepared case is a file of this name and 40 characters more; most file systems end at 255
 
@@ -185,7 +185,7 @@ def _whole(manifest: Manifest, root: Path, cases: list[Case], tree: _Tree) -> li
     if manifest.expected_cases and len(cases) != manifest.expected_cases:
         findings.append(finding("number of cases", "", root, str(len(cases)), expected=manifest.expected_cases))
     for folder, entries in tree.listed.items():
-        others = [n for n, is_folder in entries.items() if not is_folder and n.endswith(IMAGE_SUFFIXES) and f"{folder}/{n}" not in tree.matched]
+        others = [n for n, is_folder in entries.items() if not is_folder and has_suffix(n) and f"{folder}/{n}" not in tree.matched]
         if others:
             findings.append(finding("not used", "", folder, f"{len(others)} image files that fit no layout, {others[0]} first"))
     return findings

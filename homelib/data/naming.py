@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..errors import UserError
-from .layouts import IMAGE_SUFFIXES
+from .reading import has_suffix, split_suffix
 
 _LABEL_WORDS = {"label", "labels", "labelstr", "labelsts", "labelsva", "seg", "segs", "segmentation", "segmentations", "mask", "masks", "gt", "dseg"}
 _LABEL_WORDS |= {"annotation", "annotations", "groundtruth", "truth", "contour", "roi", "msk"}
@@ -71,7 +71,7 @@ def _one_channel(root: Path, images: list[str]) -> None:
     """nnU-Net's `_0001` beside `_0000` is a second channel of the same image, and no case of its own."""
     known = set(images)
     for path in images:
-        stem, suffix = _split_suffix(path)
+        stem, suffix = split_suffix(path)
         if stem.endswith("_0001") and (first := f"{stem.removesuffix('1')}0{suffix}") in known:
             raise UserError(f"{root / path}: found a second channel beside {first}, expected one image a case; several are not supported. Keep one channel.")
 
@@ -96,7 +96,7 @@ def images_and_labels(root: Path) -> tuple[list[str], list[str]]:
         if len(relative.parts) >= _DEPTH:
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        volumes = sorted(name for name in names if name.endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+        volumes = sorted(name for name in names if has_suffix(name) and not name.startswith("."))
         volumes_in[relative] = set(volumes)
         here = "" if relative == Path(".") else f"{relative.as_posix()}/"
         in_label_folder = _labels_below(relative)
@@ -143,7 +143,7 @@ def _template(path: str, shared: Counter) -> tuple[str, str]:
     end = "/" if path.endswith("/") else ""
     subject = next((part for part in folders if _SUBJECT.fullmatch(part)), None)
     if subject:  # BIDS: other entities (session, reconstruction, run) may differ from case to case
-        stem, suffix = _split_suffix(name)
+        stem, suffix = split_suffix(name)
         kind = stem.rsplit("_", 1)[-1]
         session = next((part for part in folders if _SESSION.fullmatch(part)), None)
         if session and stem.startswith(f"{subject}_{session}_"):  # each session is a case; the manifest keeps a subject's together
@@ -155,18 +155,13 @@ def _template(path: str, shared: Counter) -> tuple[str, str]:
         place = next((index for index in range(len(folders) - 1, -1, -1) if not _is_label(folders[index]) and folders[index].lower() not in _IMAGE_WORDS), None)
         if place is not None:
             return "/".join([*folders[:place], "{case}", *folders[place + 1 :], name]) + end, folders[place]
-    stem, suffix = (name, "") if end else _split_suffix(name)
+    stem, suffix = (name, "") if end else split_suffix(name)
     case_id = stem
     while (shorter := _TRAILING.sub("", case_id)) not in (case_id, ""):
         case_id = shorter
     case_id = _LEADING.sub("", case_id) or case_id
     before, after = stem.split(case_id, 1)
     return "/".join([*folders, f"{before}{{case}}{after}{suffix}"]) + end, case_id
-
-
-def _split_suffix(name: str) -> tuple[str, str]:
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), "")
-    return name.removesuffix(suffix) if suffix else name, suffix
 
 
 def _alike(one: str, other: str) -> int:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK
 
 from ..errors import UserError
 from .manifest import Case, Manifest
 from .memory import GIB, VOXEL_BYTES
 from .prepare import read_array
+from .reading import has_suffix, itk_reader
 
 STEP_VOXELS = 16  # the network halves a patch four times
 LEAST_VOXELS = 32
@@ -168,13 +168,11 @@ def grid_of(path: str | Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
         if path.is_dir():
             volume, affine = read_array(path)
             shape = volume.shape
-        elif path.name.endswith((".nii", ".nii.gz")):
+        elif has_suffix(path, (".nii", ".nii.gz")):
             file = nib.load(path)
             shape, affine = file.shape[:3], file.affine
         else:
-            reader = SimpleITK.ImageFileReader()
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
+            reader = itk_reader(str(path))
             shape = reader.GetSize()[:3]
             affine = np.eye(4)
             affine[:3, :3] = np.diag([-1, -1, 1]) @ np.array(reader.GetDirection()).reshape(3, 3) @ np.diag(reader.GetSpacing()[:3])

@@ -33,8 +33,10 @@ layouts:
   - {name: flat, image: "images/{case}.*", label: "labels/{case}.*", case: "[^/.]+"}
   - {name: dicom, image: "dicom/{case}/", label: "labels/{case}.*", case: "[^/.]+"}
   - {name: masks, image: "masked/{case}/ct.nii.gz", label: "masked/{case}/segmentations/"}
+  - {name: inside, image: "inside/{case}/", label: "inside/{case}/seg/label.nii.gz"}
+  - {name: beside, image: "beside/{case}/ct.nii.gz", label: "beside/{case}/"}
 """
-GOOD = ("Good-a", "good-b", "good-nrrd", "good-dicom", "good-masks")
+GOOD = ("Good-a", "good-b", "good-nrrd", "good-dicom", "good-masks", "good-inside", "good-beside")
 
 
 class Writer:
@@ -128,6 +130,24 @@ class Writer:
                 setattr(slice_, name, value(k) if callable(value) else value)
             pydicom.dcmwrite(folder / f"slice{k:03}.dcm", slice_, enforce_file_format=True)
         return folder
+
+    def inside(self, label=None) -> None:
+        """A series, and its label in a folder among the slices."""
+        folder = self.root / "inside" / self.id
+        folder.parent.mkdir(exist_ok=True)
+        self.dicom().rename(folder)
+        self.path("label").unlink()
+        (folder / "seg").mkdir()
+        nib.save(nib.Nifti1Image(self.label if label is None else label, AFFINE), folder / "seg" / "label.nii.gz")
+
+    def beside(self, image=None) -> None:
+        """An image among its masks."""
+        folder = self.root / "beside" / self.id
+        folder.mkdir(parents=True)
+        for file in (self.masks() / "segmentations").iterdir():
+            file.rename(folder / file.name)
+        shutil.rmtree(self.root / "masked" / self.id)
+        nib.save(nib.Nifti1Image(self.image if image is None else image, AFFINE), folder / "ct.nii.gz")
 
     def itk(self) -> None:
         """NRRD and MetaImage, at ITK's own origin."""
@@ -256,6 +276,8 @@ FAULTS: dict[str, tuple[str, Callable[[Writer], object]]] = {
     "label of nan": ("label not finite", lambda w: w.both(label=w.with_voxel("label", np.nan))),
     "label of floats": ("label type", lambda w: w.both(label=w.label.astype(np.float64))),
     "empty label": ("label empty", lambda w: w.both(label=np.zeros_like(w.label))),
+    "label of floats among slices": ("label type", lambda w: w.inside(w.label.astype(np.float64))),
+    "some nan among masks": ("not finite", lambda w: w.beside(w.with_voxel("image", np.nan))),
     "label everywhere": ("no background", lambda w: w.both(label=np.maximum(w.label, 1))),
     "masks of other names": ("no masks", masks_of_other_names),
     "mask of another grid": ("label grid", mask_of_another_grid),
@@ -290,7 +312,8 @@ SPOILT = {name.replace(" ", "-"): tuple(checks.split(", ")) for name, (checks, _
 
 def make(root: Path) -> Path:
     """Write the corpus below `root`; returns the path of its manifest, which lies beside the data."""
-    makers = dict.fromkeys(GOOD, Writer.both) | {"good-nrrd": Writer.itk, "good-dicom": Writer.dicom, "good-masks": Writer.masks}
+    makers = dict.fromkeys(GOOD, Writer.both) | {"good-nrrd": Writer.itk, "good-dicom": Writer.dicom, "good-masks": Writer.masks,
+        "good-inside": Writer.inside, "good-beside": Writer.beside}  # fmt: skip
     makers |= {name.replace(" ", "-"): maker for name, (_, maker) in FAULTS.items()}
     for seed, (case_id, maker) in enumerate(makers.items()):
         maker(Writer(root / "data", case_id, seed))
