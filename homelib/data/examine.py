@@ -13,10 +13,11 @@ import numpy as np
 
 from .dicom import DICOM_MODALITIES
 from .findings import Finding, finding
+from .hounsfield import shifted, windowed
 from .manifest import Case, Manifest, Range
 from .reading import ReadFault, Volume, read, read_label, times
 
-VERSION = 2  # to be raised with every change of what is found, so that no stale result is kept
+VERSION = 3  # to be raised with every change of what is found, so that no stale result is kept
 APART_MM = 0.1  # that an image and its label may lie apart, at any corner
 SPACING_MM = (0.05, 20.0)  # beyond it, lengths are hardly in mm
 _DICOM_MODALITY = {ours: theirs for theirs, ours in DICOM_MODALITIES.items()}
@@ -130,12 +131,14 @@ def _intensities(case: Case, image: Volume, window: Range, report: Report) -> No
         _tell(report, "wrong modality", case.image, f"DICOM modality {image.modality}", modality=_DICOM_MODALITY[case.modality])
     elif low == high:
         _tell(report, "constant", case.image, f"{low:g} everywhere")
-    elif case.modality == "CT" and low >= 0:
-        _tell(report, "not HU", case.image, found)
+    elif case.modality == "CT" and (told := shifted(flat)):
+        _tell(report, "not HU", case.image, f"{found}, {told}")
     elif case.modality != "CT" and low <= -500 and np.count_nonzero(flat <= -500) > flat.size / 100:
         _tell(report, "wrong modality", case.image, f"{found}, as a CT has", modality=case.modality)
     elif min(p99, window[1]) - max(p1, window[0]) < 0.02 * (window[1] - window[0]):
         _tell(report, "range", case.image, f"{found}, 98 % within {p1:.4g} to {p99:.4g}", low=window[0], high=window[1])
+    elif case.modality == "CT" and (told := windowed(flat, window)):
+        _tell(report, "not HU", case.image, f"{found}, {told}")
     elif case.modality != "CT" and low < 0 and np.count_nonzero(flat < 0) > flat.size / 100:
         _tell(report, "negative values", case.image, found)
 

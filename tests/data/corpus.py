@@ -174,6 +174,17 @@ FLIPPED = AFFINE @ np.array([[-1.0, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1,
 META = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\n"
 
 
+def padded(image: np.ndarray, value: int) -> np.ndarray:
+    image = image.copy()
+    image[:2, :, :4] = image[:2, :, -4:] = value
+    return image
+
+
+def noisy_air(image: np.ndarray) -> np.ndarray:
+    air = np.random.default_rng(0).normal(-1000, 8, image.shape).round().astype(np.int16)
+    return np.where(image < -500, air, image)
+
+
 def no_orientation(w: Writer) -> None:
     w.both(affine=np.diag([2.0, 2, 2.5, 1]), change=lambda image: (image.set_sform(None, 0), image.set_qform(None, 0)))
     w.nifti("label", affine=nib.load(w.path("image")).affine)
@@ -256,6 +267,10 @@ FAULTS: dict[str, tuple[str, Callable[[Writer], object]]] = {
     "nan alone": ("not finite", lambda w: w.both(image=np.full(SHAPE, np.nan, np.float32))),
     "constant image": ("constant", lambda w: w.both(image=np.full(SHAPE, -1000, np.int16))),
     "shifted by 1024": ("not HU", lambda w: w.both(image=w.image + 1024)),
+    "shifted by 1024 with padding": ("not HU", lambda w: w.both(image=padded(w.image + 1024, -2000))),
+    "shifted by 1024 but for a voxel": ("not HU", lambda w: w.both(image=w.with_voxel("image", -1025, np.int16) + 1024)),
+    "shifted by 1000 with noise": ("not HU", lambda w: w.both(image=noisy_air(w.image) + 1000)),
+    "signed grey values": ("not HU", lambda w: w.both(image=(np.clip((w.image + 160) * 0.6, 0, 255) - 128).astype(np.int16))),
     "grey values": ("not HU", lambda w: w.both(image=np.clip((w.image + 160) * 0.6, 0, 255).astype(np.uint8))),
     "standardised": ("range", lambda w: w.both(image=((w.image - w.image.mean()) / w.image.std()).astype(np.float32))),
     "zz a copy": ("duplicate image", lambda w: w.both(image=Writer(w.root, "Good-a", 0).image)),
