@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.sparse import csr_array
 
@@ -25,6 +25,11 @@ def to_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """A volume (D, H, W) with its axes in the order and direction nearest to right, front, up (RAS+), as a view; and its affine."""
     turn = io_orientation(affine)
     return apply_orientation(volume, turn), affine @ inv_ornt_aff(turn, volume.shape)
+
+
+def from_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A volume with the axes of RAS+ (see `to_ras`) with those of an affine (4, 4), as a view."""
+    return apply_orientation(volume, ornt_transform(axcodes2ornt("RAS"), io_orientation(affine)))
 
 
 @dataclass(frozen=True)
