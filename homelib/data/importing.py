@@ -47,7 +47,7 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one with images and labels.")
     described = _described(root)
-    layouts, more = find_layouts(root)
+    layouts, more, labels_left = find_layouts(root)
     if not layouts:
         raise UserError(f"{root}: no images found; expected NIfTI, NRRD, MetaImage or folders of DICOM slices. In other formats, convert them first.")
     unverified = [
@@ -56,6 +56,9 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
     ]
     if more:
         unverified.append(f"Images whose names fit no layout here are left out, {more[0]} first of {len(more)} kinds. Rename them, or write their layouts.")
+    if labels_left and any("label" in layout for layout in layouts):
+        told = ", ".join(labels_left[:3]) + (" and others" if len(labels_left) > 3 else "")
+        unverified.append(f"Labels left out, for one label a case is taken: {told}. Of a second rater, say: write their layout, or move the others.")
     found_modality = modality or described.get("modality") or _modality_of_names(layouts)
     fields: dict[str, Any] = {
         "name": out.stem,
@@ -78,6 +81,9 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
         raise UserError(f"{root}: its names make no layout ({fault['input']!r}: {fault['msg']}); rename the files, or write the layouts by hand.") from None
     if not cases:
         raise UserError(f"{root}: images were found, but no case could be told from their names; write the layouts by hand (home data show in_house).")
+    if labels_left and not any(case.label for case in cases):
+        told = f"found images ({layouts[0]['image']}) and labels ({labels_left[0]}), but no id in both"
+        raise UserError(f"{root}: {told}; expected each label under its image's id. Rename them, or write the layouts by hand.")
     looked = [cases[index] for index in np.unique(np.linspace(0, len(cases) - 1, min(LOOKED_AT, len(cases))).round().astype(int))]
     spacing, told = _grids(looked)
     fields["modality"] = found_modality = found_modality or told

@@ -1,13 +1,16 @@
 """The layouts of a folder, read off its names: which files are images, which labels, and where the case id stands in them.
 
 Every path becomes a template by taking its case id out; the few templates that most paths share are the layouts. The id is the subject's
-folder in BIDS (`sub-01`), the folder where each case has one, and otherwise the file name less the words that say what it is.
+folder in BIDS (`sub-01`), the folder where each case has one, and otherwise the file name less the words that say what it is. Of slices in
+folders of patient, study and series it is the folder that a label is named after.
 """
 
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Set
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UserError
 from .reading import has_suffix, split_suffix
@@ -46,15 +49,21 @@ _MOST_LAYOUTS = 8
 _DEPTH = 6
 
 
-def find_layouts(root: Path) -> tuple[list[dict], list[str]]:
-    """Layouts as a manifest has them, the most frequent first; empty where there is no image. And the templates of images beyond the first eight.
+class Named(NamedTuple):
+    """layouts: as a manifest has them, the most frequent first; empty where there is no image. images_left: templates of images beyond the first
+    eight. labels_left: of labels that no layout takes, the most frequent first; those of a second rater, say."""
 
-    Raises UserError: images of several channels.
-    """
+    layouts: list[dict]
+    images_left: list[str]
+    labels_left: list[str]
+
+
+def find_layouts(root: Path) -> Named:
+    """The layouts of a folder. Raises UserError: images of several channels."""
     images, labels = images_and_labels(root)
     _one_channel(root, images)
-    image_templates = _templates(images)
     label_templates = _templates(labels)
+    image_templates = _templates(images, set().union(*label_templates.values()))
     layouts = []
     chosen = sorted(image_templates.items(), key=lambda item: (-len(item[1]), item[0]))
     for template, ids in chosen[:_MOST_LAYOUTS]:
@@ -64,7 +73,9 @@ def find_layouts(root: Path) -> tuple[list[dict], list[str]]:
         layout = {"name": f"layout_{len(layouts) + 1}", "image": template, "case": _pattern(ids, template, partner)}
         part = next((_PARTS[folder.lower()] for folder in template.split("/")[:-1] if folder.lower() in _PARTS), None)
         layouts.append(layout | ({"label": partner} if partner else {}) | ({"part": part} if part else {}))
-    return layouts, [template for template, _ in chosen[_MOST_LAYOUTS:]]
+    taken = {layout.get("label") for layout in layouts}
+    left = sorted(set(label_templates) - taken, key=lambda template: (-len(label_templates[template]), template))
+    return Named(layouts, [template for template, _ in chosen[_MOST_LAYOUTS:]], left)
 
 
 def _one_channel(root: Path, images: list[str]) -> None:
@@ -102,12 +113,20 @@ def images_and_labels(root: Path) -> tuple[list[str], list[str]]:
         in_label_folder = _labels_below(relative)
         if not volumes and relative.parts and any(name.lower().endswith((".dcm", ".ima")) or _is_dicom(Path(folder) / name) for name in sorted(names)[:3]):
             (labels if in_label_folder else images).append(here)
-        elif in_label_folder and (beside := volumes_in.get(relative.parent)) and not beside & set(volumes):
-            labels.append(here)  # <case>/ct.nii.gz and <case>/segmentations/: a mask a class
+        elif in_label_folder and _masks_of_one(volumes_in.get(relative.parent, set()), volumes):
+            labels.append(here)
         else:
             for name in volumes:
                 (labels if in_label_folder or _is_label(name) else images).append(here + name)
     return images, labels
+
+
+def _masks_of_one(beside: set[str], volumes: list[str]) -> bool:
+    """Whether volumes in a folder of labels are a class each, of the one image above it, as in <case>/ct.nii.gz and <case>/segmentations/. Several images
+    there, or one of the same id, are cases whose labels these are."""
+    images = [name for name in beside if not _is_label(name)]
+    ids = {_case_id(split_suffix(name)[0]) for name in volumes}
+    return len(images) == 1 and not beside & set(volumes) and _case_id(split_suffix(images[0])[0]) not in ids
 
 
 def _labels_below(folder: Path) -> bool:
@@ -128,14 +147,43 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _templates(paths: list[str]) -> dict[str, set[str]]:
-    """Template -> ids of the cases that fit it."""
+def _templates(paths: list[str], label_ids: Set[str] = frozenset()) -> dict[str, set[str]]:
+    """Template -> ids of the cases that fit it. `label_ids`: of the labels that these images may have."""
     shared = Counter(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+    series = _series_templates([path for path in paths if path.endswith("/")], label_ids) if label_ids else {}
     found: dict[str, set[str]] = defaultdict(set)
     for path in paths:
-        template, case_id = _template(path, shared)
+        template, case_id = series.get(path) or _template(path, shared)
         found[template].add(case_id)
     return dict(found)
+
+
+def _series_templates(paths: list[str], label_ids: Set[str]) -> dict[str, tuple[str, str]]:
+    """Template and id of folders of slices, by path: of patient, study and series that one is the case's whose names have most of the labels' ids.
+    Folders below it may have any name. Nothing of a path without such a folder."""
+    by_depth: dict[int, list[list[str]]] = defaultdict(list)
+    for path in paths:
+        by_depth[path.count("/")].append(path.rstrip("/").split("/"))
+    found = {}
+    for depth, these in by_depth.items():
+        known = [[_id_within(names[level], label_ids) for names in these] for level in range(depth)]
+        level = max(range(depth), key=lambda level: (len(set(known[level]) - {""}), -level))
+        below = [next(iter(kinds)) if len(kinds) == 1 else "*" for kinds in ({names[n] for names in these} for n in range(level + 1, depth))]
+        for names, case_id in zip(these, known[level], strict=True):
+            if case_id:
+                case = names[level].replace(case_id, "{case}", 1)
+                found["/".join(names) + "/"] = "/".join([*names[:level], case, *below]) + "/", case_id
+    return found
+
+
+def _id_within(name: str, ids: Set[str]) -> str:
+    """The longest of some ids that stands in a name between its ends and what is neither letter nor digit; "" where there is none.
+
+    >>> _id_within("PANCREAS_0001", {"0001", "1"}), _id_within("PANCREAS0001", {"0001"})
+    ('0001', '')
+    """
+    starts, ends = ([match.start() for match in re.finditer(edge, name)] for edge in (r"(?<![A-Za-z0-9])(?=.)", r"(?![A-Za-z0-9])"))
+    return max((piece for start in starts for end in ends if (piece := name[start:end]) in ids), key=len, default="")
 
 
 def _template(path: str, shared: Counter) -> tuple[str, str]:
@@ -156,12 +204,20 @@ def _template(path: str, shared: Counter) -> tuple[str, str]:
         if place is not None:
             return "/".join([*folders[:place], "{case}", *folders[place + 1 :], name]) + end, folders[place]
     stem, suffix = (name, "") if end else split_suffix(name)
+    before, after = stem.split(case_id := _case_id(stem), 1)
+    return "/".join([*folders, f"{before}{{case}}{after}{suffix}"]) + end, case_id
+
+
+def _case_id(stem: str) -> str:
+    """A file's name less the words that say what it is.
+
+    >>> _case_id("volume-12"), _case_id("case_07_seg")
+    ('12', 'case_07')
+    """
     case_id = stem
     while (shorter := _TRAILING.sub("", case_id)) not in (case_id, ""):
         case_id = shorter
-    case_id = _LEADING.sub("", case_id) or case_id
-    before, after = stem.split(case_id, 1)
-    return "/".join([*folders, f"{before}{{case}}{after}{suffix}"]) + end, case_id
+    return _LEADING.sub("", case_id) or case_id
 
 
 def _alike(one: str, other: str) -> int:
