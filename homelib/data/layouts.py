@@ -39,7 +39,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected the folder of {manifest.name}. {_steps(manifest)}")
     if not manifest.layouts:
-        raise UserError(f"{manifest.name}: it has no layouts, its cases are not looked for in a folder. Expected a data set of your own: home data import.")
+        raise UserError(f"{manifest.name}: it has no layouts, so its cases cannot be looked for in a folder. Write them, or let home data import.")
     tree = _Tree()
     try:
         os.scandir(root).close()
@@ -58,6 +58,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
             for case_id, path in tree.matches(str(root), layout.label, layout.case):
                 labels[case_id].setdefault(path)
 
+    origins = {entry.id: entry.label_origin for entry in manifest.cases}  # the demo's, which differ
     findings: list[Finding] = list(tree.findings)
     cases = []
     for case_id in sorted(images):
@@ -76,7 +77,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
                 Path(image),
                 Path(label) if label else None,
                 layout.modality or manifest.modality,
-                manifest.label_origin,
+                origins.get(case_id, manifest.label_origin),
                 manifest.reference,
                 layout.part,
             )
