@@ -58,14 +58,14 @@ class Resampling:
         corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
         places = corners @ np.linalg.solve(new_affine[:3, :3], linear).T  # in new voxels, from the first old one
         low = places.min(0)
-        new_shape = np.round(np.ptp(places, axis=0) + 1).astype(int)
+        new_shape = [round(n) for n in (np.ptp(places, axis=0) + 1).tolist()]
         first = np.abs(places - low).max(1) < SHEAR_VOXELS
         if first.any():
             start = linear @ corners[first.argmax()]
         else:  # a sheared scan has no voxel in the first place: the middles agree
-            start = linear @ (shape / 2) - new_affine[:3, :3] @ (new_shape / 2)
+            start = linear @ (shape / 2) - new_affine[:3, :3] @ (np.array(new_shape) / 2)
         new_affine[:3, 3] = affine[:3, 3] + start
-        return cls(tuple(map(int, shape)), affine, tuple(map(int, new_shape)), new_affine)
+        return cls(tuple(map(int, shape)), affine, tuple(new_shape), new_affine)
 
     @property
     def steps(self) -> np.ndarray:

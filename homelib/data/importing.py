@@ -189,7 +189,7 @@ def _mask_names(cases: list[Case]) -> dict[int, str]:
 def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
     """The raw values in some label files, with names to be replaced."""
     values: set[int] = set()
-    opened, strange = 0, ""
+    opened, empty, strange = 0, 0, ""
     for case in cases:
         if case.label is None:
             continue
@@ -201,12 +201,15 @@ def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
             strange = f"{case.label}: found values from {found.min():g} to {found.max():g}, expected whole labels from 0. Is it a label and no image?"
             continue
         opened += 1
+        empty += not found.any()
         values |= {int(value) for value in found if value}
     if not values:
         nothing = f"found no label that holds anything in {len(cases)} cases looked at, expected labels beside the images"
         raise UserError(strange or f"{nothing}. Name them, or write the layouts by hand.")
     if strange:
         unverified.append(f"Left out: {strange}")
+    if empty:
+        unverified.append(f"{empty} of {opened} labels looked at hold nothing: where these are healthy cases, write may_be_empty: true.")
     unverified.append(f"Labels are the values found in {opened} cases: name them, and add what others hold.")
     return {value: f"label_{value}" for value in sorted(values)}
 

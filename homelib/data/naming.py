@@ -167,23 +167,24 @@ def _series_templates(paths: list[str], label_ids: Set[str]) -> dict[str, tuple[
     found = {}
     for depth, these in by_depth.items():
         known = [[_id_within(names[level], label_ids) for names in these] for level in range(depth)]
-        level = max(range(depth), key=lambda level: (len(set(known[level]) - {""}), -level))
+        level = max(range(depth), key=lambda level: (len({case_id for _, case_id, _ in known[level]} - {""}), -level))
         below = [next(iter(kinds)) if len(kinds) == 1 else "*" for kinds in ({names[n] for names in these} for n in range(level + 1, depth))]
-        for names, case_id in zip(these, known[level], strict=True):
+        for names, (before, case_id, after) in zip(these, known[level], strict=True):
             if case_id:
-                case = names[level].replace(case_id, "{case}", 1)
-                found["/".join(names) + "/"] = "/".join([*names[:level], case, *below]) + "/", case_id
+                found["/".join(names) + "/"] = "/".join([*names[:level], f"{before}{{case}}{after}", *below]) + "/", case_id
     return found
 
 
-def _id_within(name: str, ids: Set[str]) -> str:
-    """The longest of some ids that stands in a name between its ends and what is neither letter nor digit; "" where there is none.
+def _id_within(name: str, ids: Set[str]) -> tuple[str, str, str]:
+    """The longest of some ids that stands in a name between its ends and what is neither letter nor digit, with what is before and after it; "" where
+    there is none.
 
-    >>> _id_within("PANCREAS_0001", {"0001", "1"}), _id_within("PANCREAS0001", {"0001"})
-    ('0001', '')
+    >>> _id_within("PANCREAS1_1", {"1", "2"}), _id_within("PANCREAS0001", {"0001"})
+    (('PANCREAS1_', '1', ''), ('', '', ''))
     """
     starts, ends = ([match.start() for match in re.finditer(edge, name)] for edge in (r"(?<![A-Za-z0-9])(?=.)", r"(?![A-Za-z0-9])"))
-    return max((piece for start in starts for end in ends if (piece := name[start:end]) in ids), key=len, default="")
+    found = ((name[:start], name[start:end], name[end:]) for start in starts for end in ends if name[start:end] in ids)
+    return max(found, key=lambda parts: len(parts[1]), default=("", "", ""))
 
 
 def _template(path: str, shared: Counter) -> tuple[str, str]:

@@ -83,6 +83,8 @@ def plan(
         raise UserError(f"{manifest.name}: found no case to plan for, expected one at least. Check the folder.")
     if spacing_mm and not all(0 < mm < np.inf for mm in spacing_mm):
         raise UserError(f"spacing: found {_times(spacing_mm)}, expected three lengths in mm above 0. Give it: --spacing 0.8 0.8 3, say.")
+    if not 0 < memory_gib < np.inf:
+        raise UserError(f"memory: found {memory_gib:g}, expected GiB above 0. Give that of the device: --memory 24, say.")
     shapes, spacings = (np.array([grid[part] for grid in grids], float) for part in (0, 1))
     usual = np.median(spacings, 0)
     chosen, why = (np.array(spacing_mm, float), "as asked") if spacing_mm else _spacing(spacings)

@@ -32,7 +32,7 @@ corpus = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(corpus)
 
 ELSEWHERE = {"nothing found", "folder", "permission", "missing", "memory", "reader died", "number of cases", "not used", "negative values"}
-ELSEWHERE |= {"mixed orientation", "class never seen"}  # tested below: of a whole folder, or not to be had on every machine
+ELSEWHERE |= {"mixed orientation", "class never seen", "no class"}  # tested below: of a whole folder, or not to be had on every machine
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,18 @@ def test_a_changed_file_or_rule_is_examined_again(small, monkeypatch):
     assert sorted(read) == ["one", "three", "two"]
 
 
+def test_a_label_that_may_be_empty_is_a_note(small):
+    manifest, root, kept = small
+    may = manifest.model_copy(update={"may_be_empty": True})
+    for case_id, value in (("one", 0), ("two", 9)):
+        writer = corpus.Writer(root, case_id, 0)
+        writer.nifti("label", np.full_like(writer.label, value))
+    assert of_case(check(manifest, root, workers=1, kept=kept), "one") == ["label empty"]
+    found = {f.case: (f.check, f.severity) for f in check(may, root, workers=1, kept=kept).findings}
+    assert found["one"] == ("no class", "note")
+    assert found["two"][1] == "error"  # of values that it does not know
+
+
 def test_a_header_is_examined_again_when_its_voxels_change_and_copied_with_them(small, tmp_path):
     manifest, root, kept = small
     (root / "images" / "two.nii.gz").unlink()
@@ -325,7 +337,7 @@ def test_an_empty_folder_and_none_at_all(tmp_path, manifest):
     with pytest.raises(UserError, match="no such folder"):
         check(manifest, tmp_path / "gone")
     with pytest.raises(UserError, match="no layouts"):
-        check(load_manifest("demo_ct"), tmp_path)
+        check(load_manifest("demo_ct").model_copy(update={"layouts": ()}), tmp_path)
 
 
 def test_what_shows_only_beside_other_cases(small):

@@ -212,6 +212,15 @@ def test_labels_whose_names_differ_are_never_merged(tmp_path):
         (tmp_path / "mine.yaml").unlink()
 
 
+def test_labels_that_hold_nothing_are_told_of(tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["two folders"])
+    nib.save(nib.Nifti1Image(np.zeros(corpus.SHAPE, np.uint8), corpus.AFFINE), root / "masks" / "b.nii.gz")
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    assert [line for line in manifest.unverified if line.startswith("1 of 3 labels looked at hold nothing")]
+    assert not manifest.may_be_empty
+
+
 def test_a_table_beside_the_masks_is_no_class(tmp_path):
     root = tmp_path / "data"
     write(root, LAYOUTS["a folder a case, masks"])
