@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from benchmarks.measure import Measured, measure
+from benchmarks.measure import Measured, measure, workers_peak
 
 SPACING_MM = (1.5, 1.5, 1.5)  # prepared
 WINDOW = (-175.0, 250.0)
@@ -59,8 +59,9 @@ def data_set(*, peer: str, pairs: list[tuple[str, str]], workers: int, runs: int
                 loader = torch.utils.data.DataLoader(_Script(jobs), batch_size=None, num_workers=workers, multiprocessing_context="forkserver")
                 assert len(list(loader)) == len(pairs)
 
-        found = measure(run, runs=runs, warm_up=0)
-    return {"voxels": sum(int(np.prod(nib.load(image).shape)) for image, _ in pairs)}, found
+        with workers_peak() as peak:
+            found = measure(run, runs=runs, warm_up=0)
+    return peak | {"voxels": sum(int(np.prod(nib.load(image).shape)) for image, _ in pairs)}, found
 
 
 def patches(*, peer: str, image: str, label: str, kept: str, side: int = 96, count: int = 20, runs: int = 3) -> tuple[dict, Measured]:

@@ -8,8 +8,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -93,11 +95,45 @@ def memory_peak(device: str) -> int:
     return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _status(field: str, process: int | str = "self") -> int:
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"{field}: not in /proc/self/status; memory on a CPU is measured on Linux only.")
+    raise OSError(f"{field}: not in /proc/{process}/status; memory on a CPU is measured on Linux only.")
+
+
+@contextmanager
+def workers_peak(every_seconds: float = 0.25) -> Iterator[dict]:
+    """{"worker_mib": the most resident memory that any one process below this one has held}, when it ends. Linux keeps the mark of each process as
+    long as it lives, so that looking now and then suffices for workers that do one thing after the other."""
+    told, done = {"worker_mib": 0.0}, threading.Event()
+
+    def look() -> None:
+        while not done.wait(every_seconds):
+            for process in _below(os.getpid()):
+                with suppress(OSError):  # it has ended
+                    told["worker_mib"] = max(told["worker_mib"], _status("VmHWM", process) / 2**20)
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield told
+    finally:
+        done.set()
+        watch.join()
+
+
+def _below(process: int) -> set[int]:
+    """Children of a process, theirs, and so on."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    found, size = {process}, 0
+    while len(found) > size:
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {process}
 
 
 def in_process(case: dict, *, threads: int, patience_seconds: int = PATIENCE_SECONDS) -> dict:

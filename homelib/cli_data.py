@@ -29,7 +29,7 @@ def data_check(
     name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
     root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
     csv: Annotated[Path | None, typer.Option(help="write the findings to this file too")] = None,
-    fix: Annotated[Path | None, typer.Option(help="write a repaired copy to this folder, new or empty")] = None,
+    fix: Annotated[Path | None, typer.Option(help="write a repaired copy to this folder: new, empty, or begun by a call that was stopped")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
     again: Annotated[bool, typer.Option("--again", help="read unchanged cases again too")] = False,
     show: Annotated[int, typer.Option(min=0, help="findings to print")] = 40,
@@ -56,7 +56,7 @@ def data_check(
     console.print(f"{root}: {len(checked.cases)} cases, {count(checked.findings)}.", highlight=False, markup=False)
     console.print(f"All findings: {csv or checked.folder / 'findings.csv'}. Cases: {checked.folder / 'cases.csv'}", highlight=False, markup=False)
     if fix is not None:
-        repairs = write_fixed(checked, manifest, root, fix)
+        repairs = write_fixed(checked, manifest, root, fix, workers=workers, progress=sys.stderr.isatty())
         if left := unmended(checked):
             told = f"{len(left)} files could be mended in another format alone ({left[0]} first), and are linked as they are: write them as NIfTI"
             console.print(f"{fix}: {told}.", highlight=False, markup=False)
@@ -112,30 +112,43 @@ def data_fetch(
     url: Annotated[str | None, typer.Option(help="of an archive of the data set, as its page gives it")] = None,
     sha256: Annotated[str | None, typer.Option(help="of that archive")] = None,
     md5: Annotated[str | None, typer.Option(help="of that archive, where the page gives no sha256")] = None,
+    into: Annotated[
+        str | None, typer.Option(help="folder below the data set's to unpack it to, where the steps name one; several archives, one after the other")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder; default <cache>/sets/NAME")] = None,
 ) -> None:
     """Fetch data: `demo` is the real scans of the demo (82 MB, once). Of another data set its archives, or, where they are not known, the steps."""
-    from .data.demo import DEMO_MANIFESTS, fetch_demo
+    from .data.demo import DEMO_MANIFESTS, demo_root, fetch_cases, fetch_demo
     from .data.fetch import archive_of, fetch_archives, root_of, steps
     from .data.manifest import load_manifest
     from .paths import cache_dir
 
-    if name == "demo" or name in DEMO_MANIFESTS:
+    options = {"--url": url, "--sha256": sha256, "--md5": md5, "--into": into, "--out": out}
+    given = [option for option, value in options.items() if value is not None]
+    manifest = None if name == "demo" else load_manifest(name)
+    if given and (manifest is None or manifest.cases):
+        told = f"its files are pinned, and go to {cache_dir() / 'demo'}; HOMELIB_CACHE moves the cache"
+        raise UserError(f"{name}: found {', '.join(given)}, expected no option: {told}. Leave {'it' if len(given) == 1 else 'them'} out.")
+    if url is None and (lone := [option for option in given if option != "--out"]):
+        raise UserError(f"{', '.join(lone)}: found without --url, expected with the address of an archive. Give --url, or leave them out.")
+    if manifest is None or name in DEMO_MANIFESTS:
         demo = fetch_demo()
         console.print(demo.message, highlight=False, markup=False)
         console.print(f"cache: {cache_dir()}", highlight=False)
         if not demo.real:
             raise typer.Exit(1)
+        for each in DEMO_MANIFESTS:
+            console.print(f"To look at: home data check {each} {demo_root(each)}", highlight=False, markup=False)
         return
-    manifest = load_manifest(name)
-    archives = [archive_of(url, sha256=sha256, md5=md5)] if url else manifest.archives
     if manifest.cases:
-        console.print(f"{manifest.title}: its cases are generated when they are asked for; there is nothing to fetch.", highlight=False, markup=False)
+        made = fetch_cases(manifest)
+        console.print(f"{demo_root(name)}: {len(made)} cases, generated. Next: home data check {name} {demo_root(name)}", highlight=False, markup=False)
         return
+    archives = [archive_of(url, sha256=sha256, md5=md5, into=into)] if url else manifest.archives
     if not archives:
         console.print(steps(manifest), highlight=False, markup=False)
         raise typer.Exit(1)
-    root = root_of(fetch_archives(archives, out or cache_dir() / "sets" / manifest.name))
+    root = root_of(fetch_archives(archives, out or cache_dir() / "sets" / manifest.name), archives)
     console.print(f"{root}: unpacked ({manifest.licence}). Next: home data check {name} {root}", highlight=False, markup=False)
 
 
@@ -147,6 +160,7 @@ def data_prepare(
     spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm, right-left, front-back, up; default the manifest's")] = None,
     labels: Annotated[str, typer.Option(help="nearest; linear: each class as a mask; shares: how much of each class is in a voxel, too")] = "nearest",
     intensity: Annotated[str, typer.Option(help="kept, or scaled (clipped to the window, half the space)")] = "kept",
+    low_pass: Annotated[bool, typer.Option(help="smooth images before a coarser grid; without, linear interpolation alone, as MONAI has it")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
 ) -> None:
     """Orient, resample and crop every case into files that patches are read from. Called again, it does only what is missing or has changed."""
@@ -159,7 +173,7 @@ def data_prepare(
     from .data.prepare import preparation
 
     manifest = load_manifest(name)
-    settings = preparation(spacing_mm=spacing, labels=labels, intensity=intensity)
+    settings = preparation(spacing_mm=spacing, labels=labels, intensity=intensity, low_pass=low_pass)
     found = find_cases(manifest, root)
     folder = out or default_folder(manifest, root)
     outcomes = prepare_all(found.cases, folder, settings, workers=workers or default_workers())
@@ -195,7 +209,7 @@ def data_plan(
     grids, faults = grids_of(cases)
     for fault in faults:
         console.print(f"left out: {fault}", highlight=False, markup=False)
-    done = plan(manifest, grids, memory_gib=memory or device_memory_gib(), cases=len(cases), spacing_mm=spacing)
+    done = plan(manifest, grids, memory_gib=device_memory_gib() if memory is None else memory, cases=len(cases), spacing_mm=spacing)
     beside = "paper" if manifest.reference == manifest.name else "manifest"
     table = Table("", "planned", beside, "reason", title=f"{manifest.name}: a plan for the paper's network")
     for row in done.rows:

@@ -59,7 +59,7 @@ def routing(
     which = {"stages": stage or None, "blocks": block or None, "levels": level or (1, 2)}
     layers = layers_of(network, **which)
     wanted = interventions(network, **which) if knock_out else []
-    prepared = prepare(found, spacing_mm=settings.data.spacing_mm)
+    prepared = prepare(found, spacing_mm=settings.data.spacing_mm, low_pass=settings.data.low_pass)
     if wanted and prepared.label is None:
         raise UserError(f"--knock-out: found {found.id} without a label, expected one: Dice is measured. Give it by --label.")
     told = ", ".join(f"{what} {size / 2**30:.2f}" for what, size in maps_bytes(network, prepared, settings, layers).items())

@@ -100,6 +100,7 @@ class DataConfig(Frozen):
     validation_cases: tuple[str, ...] = Field((), description="the best weights are chosen by them")
     test_cases: tuple[str, ...] = ()
     spacing_mm: Spacing | None = Field(None, description="None: the manifest's")
+    low_pass: bool = Field(True, description="images are smoothed before they are taken to a coarser grid; false: linear interpolation alone")
     patch_voxels: Patch = (128, 128, 128)
     sampling: Literal["cases", "classes"] = Field("cases", description="draw a case, then one of its classes; or a class, then a case that has it")
 

@@ -1,6 +1,8 @@
 """The benchmarks measure what they say; a peer that is not there is skipped with its reason; ratios and exponents are right. No test times anything."""
 
 import json
+import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -36,6 +38,14 @@ def test_memory_is_the_most_that_was_there_at_a_time():
         torch.ones(2**20)
 
     assert 60 < measure.measure(run, runs=2).peak_mib < 90  # two of 32 MiB, whatever came after
+
+
+def test_the_largest_of_the_workers_is_told_and_not_the_process_that_waits():
+    hold = "import time; held = bytearray(b'1') * (%d << 20); time.sleep(1)"
+    with measure.workers_peak(0.05) as peak:
+        running = [subprocess.Popen([sys.executable, "-c", hold % mib]) for mib in (8, 96)]
+        assert [one.wait() for one in running] == [0, 0]
+    assert 96 < peak["worker_mib"] < 150
 
 
 def test_several_things_are_timed_in_turn_and_their_memory_is_their_own():

@@ -120,7 +120,8 @@ def test_data_fetch_of_an_unknown_name_is_one_line(mistake):
 @pytest.mark.parametrize(("real", "status"), [(True, 0), (False, 1)], ids=["fetched", "phantoms"])
 def test_data_fetch_says_what_is_there_and_fails_where_it_is_not_real(home, monkeypatch, own_cache, real, status):
     monkeypatch.setattr("homelib.data.demo.fetch_demo", lambda: DemoData({}, real=real, message="ct-a: told [so]."))
-    assert home("data", "fetch", "demo") == (status, f"ct-a: told [so].\ncache: {own_cache}\n", "")
+    more = "".join(f"To look at: home data check {name} {own_cache / 'demo' / name}\n" for name in ("demo_ct", "demo_mr_spine")) if real else ""
+    assert home("data", "fetch", "demo") == (status, f"ct-a: told [so].\ncache: {own_cache}\n{more}", "")
 
 
 # ---------------------------------------------------------------- mistakes
@@ -379,7 +380,13 @@ def test_own_data_from_import_to_a_repaired_copy(home, mistake, own_data, tmp_pa
     assert pd.read_csv(tmp_path / "found.csv")["check"].tolist() == ["label turned"]
     assert "exists already" in mistake("data", "check", manifest, root, "--csv", tmp_path / "found.csv")
 
-    status, out, err = home("data", "check", manifest, root, "--fix", tmp_path / "fixed")
+    label = tmp_path / "fixed" / "labelsTr" / "two.nii.gz"
+    before = label.stat().st_mtime_ns
+    status, out, _ = home("data", "check", manifest, root, "--workers", 1, "--fix", tmp_path / "fixed")
+    assert (status, "1 files repaired" in out, label.stat().st_mtime_ns) == (1, True, before)  # it was done already
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    status, out, err = home("data", "check", manifest, root, "--fix", tmp_path / "full")
     assert (status, out) == (2, "")  # at once: nothing is read, no finding is shown
     assert err.startswith("home: --fix: ")
 
@@ -404,7 +411,7 @@ def test_a_split_that_cannot_be_made_yet_is_told(home, tmp_path):
 
 def test_wrong_folders_and_names_of_data_are_one_line(mistake, tmp_path):
     assert "no such folder" in mistake("data", "check", "amos_ct", tmp_path / "gone")
-    assert "no layouts" in mistake("data", "check", "demo_ct", tmp_path)
+    assert "How to get it: home data show demo_ct" in mistake("data", "check", "demo_ct", tmp_path / "gone")
     assert "amos_ct" in mistake("data", "check", "amos_cd", tmp_path)
     assert "no such folder" in mistake("data", "cases", "amos_ct", tmp_path / "gone")
 
@@ -435,6 +442,8 @@ def test_a_data_set_is_prepared_once_and_a_bad_case_is_told(home, user_data, tmp
     assert "bad.nii.gz: cannot be read as a 3D image" in err
     assert "For training here: 1 prepared cases take " in out
     assert "2 not checked as they are now: look at them before training" in out
+    assert home(*arguments, "--no-low-pass")[1].count("1 prepared, 0 unchanged, 1 failed") == 1
+    home(*arguments)
     home("data", "check", *user_data, "--workers", "1")
     assert "1 with errors (bad: damaged): look at them before training" in home(*arguments)[1]
     assert "Traceback" not in out + err
@@ -446,6 +455,9 @@ def test_a_data_set_is_prepared_once_and_a_bad_case_is_told(home, user_data, tmp
 
 def test_settings_of_a_preparation_that_are_none_are_one_line(mistake, user_data):
     assert mistake("data", "prepare", *user_data, "--labels", "cubic").startswith("labels: found 'cubic'; ")
+    assert mistake("data", "prepare", *user_data, "--spacing", "inf", "1", "1").startswith("spacing_mm.0: found inf; ")
+    assert mistake("data", "plan", *user_data, "--memory", "nan").startswith("memory: found nan, expected GiB above 0")
+    assert mistake("data", "plan", *user_data, "--memory", "0").startswith("memory: found 0, expected GiB above 0")
     assert "no such folder" in mistake("data", "prepare", user_data[0], "/nowhere")
 
 
@@ -473,7 +485,24 @@ def test_a_data_set_whose_archives_are_not_known_comes_with_the_steps_to_get_it(
     assert "1. " in out
     assert "home data check amos_ct ROOT" in out
     assert mistake("data", "fetch", "amos_ct", "--url", "https://x/y.zip").startswith("checksum: expected one, --sha256 or --md5")
-    assert "nothing to fetch" in home("data", "fetch", "demo_us_phantom")[1]
+    assert "--into FOLDER" in out
+
+
+def test_options_of_a_fetch_that_would_be_of_no_effect_are_one_line(mistake, tmp_path):
+    assert mistake("data", "fetch", "demo", "--out", tmp_path).startswith("demo: found --out, expected no option: its files are pinned")
+    assert mistake("data", "fetch", "demo_ct", "--url", "https://x/y.zip", "--sha256", "0" * 64).startswith("demo_ct: found --url, --sha256, ")
+    assert mistake("data", "fetch", "demo_us_phantom", "--md5", "0" * 32).startswith("demo_us_phantom: found --md5, ")
+    assert mistake("data", "fetch", "msd_pancreas", "--sha256", "0" * 64).startswith("--sha256: found without --url, ")
+    assert mistake("data", "fetch", "panorama", "--into", "images", "--out", tmp_path).startswith("--into: found without --url, ")
+    assert mistake("data", "fetch", "panorama", "--url", "https://x/y.zip", "--sha256", "0" * 64, "--into", "../x").startswith("into: found '../x', ")
+
+
+def test_generated_data_are_written_where_their_layout_finds_them(home, own_cache):
+    status, out, _ = home("data", "fetch", "demo_us_phantom")
+    root = own_cache / "demo" / "demo_us_phantom"
+    assert (status, out) == (0, f"{root}: 2 cases, generated. Next: home data check demo_us_phantom {root}\n")
+    status, out, _ = home("data", "check", "demo_us_phantom", root, "--workers", 1)
+    assert (status, "2 cases, 0 errors, 0 warnings" in out) == (0, True), out
 
 
 def test_a_data_set_with_known_archives_is_fetched(home, monkeypatch, tmp_path):
@@ -484,6 +513,9 @@ def test_a_data_set_with_known_archives_is_fetched(home, monkeypatch, tmp_path):
 
     asked = []
     monkeypatch.setattr("homelib.data.fetch.fetch_archives", fetched)
+    url = ("--url", "https://x/batch_2.zip", "--sha256", "0" * 64, "--into", "images")
+    assert f"Next: home data check panorama {tmp_path / 'p' / 'files'}\n" in home("data", "fetch", "panorama", *url, "--out", tmp_path / "p")[1]
+    asked.clear()
     status, out, _ = home("data", "fetch", "msd_pancreas", "--out", tmp_path)
     assert (status, asked) == (0, [(["Task07_Pancreas.tar"], tmp_path)])
     assert f"Next: home data check msd_pancreas {tmp_path / 'files' / 'Task07_Pancreas'}" in out

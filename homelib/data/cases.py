@@ -43,7 +43,7 @@ def prepared(settings: Settings, demo: DemoData, which: str = "train") -> list[P
             raise UserError(f"data.{which}_cases: found {case_id!r}, expected one of {', '.join(demo.cases)}.")
         if (theirs := demo.cases[case_id].manifest) != load_manifest(settings.data.manifest).name:
             raise UserError(f"data.manifest: found {settings.data.manifest!r}, expected {theirs}, the data set of {case_id}.")
-    return [prepare(demo.cases[case_id], spacing_mm=settings.data.spacing_mm) for case_id in wanted]
+    return [prepare(demo.cases[case_id], spacing_mm=settings.data.spacing_mm, low_pass=settings.data.low_pass) for case_id in wanted]
 
 
 def the_one(settings: Settings, demo: DemoData, which: str) -> PreparedCase:

@@ -8,6 +8,7 @@ import csv
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -27,6 +28,7 @@ from .prepare import Preparation, PreparedCase, fingerprint, prepare_into, sha25
 from .reading import files_of
 
 TOLD = "cases.csv"  # in the folder: what became of every case
+SAVED_EVERY_SECONDS = 60  # what is known of the input files: after a kill, no more than what was read since is read again
 _MARK = ".prepared"  # in the folder: that it is ours
 _STAMPS = ".inputs.json"  # in the folder: sha256 of input files by place, size and time, so that they are not read again
 
@@ -68,7 +70,7 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
         stamps = _Stamps.load(folder / _STAMPS)
         jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
         done: dict[str, Outcome] = {}
-        bar = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1)
+        bar, saved = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1), time.monotonic()
         for number, result in over(_one, jobs, workers=workers):
             outcome, read = result if isinstance(result, tuple) else (_unforeseen(cases[number], result), {})
             done[outcome.case] = outcome
@@ -76,6 +78,9 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
             bar.update()
             if outcome.message and progress:
                 bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
+            if time.monotonic() - saved > SAVED_EVERY_SECONDS:
+                stamps.save(folder / _STAMPS)
+                saved = time.monotonic()
         bar.close()
         stamps.save(folder / _STAMPS)
         outcomes = [done[name] for name in ids]
@@ -127,7 +132,9 @@ def _one(job: tuple[Case, Path, Preparation, dict[str, str]]) -> tuple[Outcome, 
     stamps = _Stamps(known)
     try:
         told = fingerprint(case, settings, stamps.sha256_of)
-        if (kept := _facts(path)).get("fingerprint") == told:
+        kept = _facts(path)
+        healthy = kept.get("counts") == {}  # no voxel of any class, which the manifest may have ceased to allow
+        if kept.get("fingerprint") == told and (not healthy or load_manifest(case.manifest).may_be_empty):
             return Outcome(case.id, "unchanged", _remark(case, kept)), stamps.read
         prepare_into(path, case, settings, told=told)
         return Outcome(case.id, "prepared", _remark(case, _facts(path))), stamps.read

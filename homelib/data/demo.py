@@ -84,6 +84,11 @@ def fetch_demo(*, cache: str | Path | None = None, offline: bool = False, progre
     return DemoData(cases=cases, real=all(case.label_origin != "SYNTHETIC" for case in cases.values()) and bool(cases), message="\n".join(lines))
 
 
+def demo_root(manifest: str, *, cache: str | Path | None = None) -> Path:
+    """The folder of a demo data set, where its layout finds the cases once they are fetched."""
+    return (cache_dir() if cache is None else Path(cache).expanduser()) / "demo" / manifest
+
+
 def fetch_cases(manifest: Manifest, *, cache: str | Path | None = None, offline: bool = False, progress: bool = True) -> dict[str, Case]:
     """All cases of one manifest by id, on disk and verified by sha256; what is missing is fetched (or, for a phantom, generated).
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from .dicom import DICOM_MODALITIES
 from .findings import Finding, finding
-from .manifest import Case, Manifest, Range
+from .hounsfield import shifted, windowed
+from .manifest import Case, Manifest, Range, strange_values
 from .reading import ReadFault, Volume, read, read_label, times
 
-VERSION = 2  # to be raised with every change of what is found, so that no stale result is kept
+VERSION = 3  # to be raised with every change of what is found, so that no stale result is kept
 APART_MM = 0.1  # that an image and its label may lie apart, at any corner
 SPACING_MM = (0.05, 20.0)  # beyond it, lengths are hardly in mm
 _DICOM_MODALITY = {ours: theirs for theirs, ours in DICOM_MODALITIES.items()}
@@ -30,15 +31,16 @@ class Rules:
     labels: dict[int, str]
     classes: dict[str, tuple[int, ...]]
     windows: dict[str, Range]
+    may_be_empty: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Rules":
-        return cls(dict(manifest.labels), dict(manifest.classes), {m: manifest.window_of(m) for m in manifest.modalities})
+        return cls(dict(manifest.labels), dict(manifest.classes), {m: manifest.window_of(m) for m in manifest.modalities}, manifest.may_be_empty)
 
     @cached_property
     def told(self) -> str:
         """All of it as text, to tell one set of rules from another."""
-        return repr((self.labels, self.classes, self.windows))
+        return repr((self.labels, self.classes, self.windows, self.may_be_empty))
 
 
 @dataclass
@@ -130,12 +132,14 @@ def _intensities(case: Case, image: Volume, window: Range, report: Report) -> No
         _tell(report, "wrong modality", case.image, f"DICOM modality {image.modality}", modality=_DICOM_MODALITY[case.modality])
     elif low == high:
         _tell(report, "constant", case.image, f"{low:g} everywhere")
-    elif case.modality == "CT" and low >= 0:
-        _tell(report, "not HU", case.image, found)
+    elif case.modality == "CT" and (told := shifted(flat)):
+        _tell(report, "not HU", case.image, f"{found}, {told}")
     elif case.modality != "CT" and low <= -500 and np.count_nonzero(flat <= -500) > flat.size / 100:
         _tell(report, "wrong modality", case.image, f"{found}, as a CT has", modality=case.modality)
     elif min(p99, window[1]) - max(p1, window[0]) < 0.02 * (window[1] - window[0]):
         _tell(report, "range", case.image, f"{found}, 98 % within {p1:.4g} to {p99:.4g}", low=window[0], high=window[1])
+    elif case.modality == "CT" and (told := windowed(flat, window)):
+        _tell(report, "not HU", case.image, f"{found}, {told}")
     elif case.modality != "CT" and low < 0 and np.count_nonzero(flat < 0) > flat.size / 100:
         _tell(report, "negative values", case.image, found)
 
@@ -198,15 +202,15 @@ def _values(case: Case, label: Volume, rules: Rules, report: Report) -> None:
     ml = abs(float(np.linalg.det(label.affine[:3, :3]))) / 1000
     report.statistics["ml"] = {name: sum(voxels.get(v, 0) for v in raw) * ml for name, raw in rules.classes.items()}
     report.statistics["voxels"] = {name: sum(voxels.get(v, 0) for v in raw) for name, raw in rules.classes.items()}
-    known = set(rules.labels) or set(itertools.chain(*rules.classes.values()))
-    strange = sorted(set(voxels) - known - {0})
+    strange = strange_values(voxels, rules.labels, rules.classes)
     told = ", ".join(map(str, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
     if strange and strange[0] < 0:
         _tell(report, "label negative", case.label, f"values {told}")
     elif strange and rules.labels:
-        _tell(report, "label values", case.label, f"values {told}", known=", ".join(map(str, sorted(known)[:30])))
+        _tell(report, "label values", case.label, f"values {told}", known=", ".join(map(str, sorted(rules.labels)[:30])))
     elif not any(report.statistics["voxels"].values()):
-        _tell(report, "label empty", case.label, "no voxel of any class", classes=" or ".join(rules.classes))
+        healthy = rules.may_be_empty and not strange
+        _tell(report, "no class" if healthy else "label empty", case.label, "no voxel of any class", classes=" or ".join(rules.classes))
     elif 0 not in voxels:
         _tell(report, "no background", case.label, "none")
     if data.dtype.kind == "f":

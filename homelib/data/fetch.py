@@ -24,8 +24,8 @@ TIMEOUT_SECONDS = 30
 PIECE_BYTES = 2**18
 
 
-def archive_of(url: str, *, sha256: str | None = None, md5: str | None = None) -> Archive:
-    """An archive that a user names. Raises UserError: no address, or not one checksum."""
+def archive_of(url: str, *, sha256: str | None = None, md5: str | None = None, into: str | None = None) -> Archive:
+    """An archive that a user names, and the folder below the data set's to unpack it to. Raises UserError: no address, no folder, or not one checksum."""
     if not re.fullmatch(r"https?://\S+", url):
         raise UserError(f"url: found {url!r}, expected an address that begins with https://. Copy it from the data set's page.")
     if (sha256 is None) == (md5 is None):
@@ -33,7 +33,9 @@ def archive_of(url: str, *, sha256: str | None = None, md5: str | None = None) -
     for name, value, digits in (("sha256", sha256, 64), ("md5", md5, 32)):
         if value is not None and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
             raise UserError(f"{name}: found {value!r}, expected {digits} digits from 0 to f. Copy it from the data set's page.")
-    return Archive(url=url, sha256=sha256, md5=md5)
+    if into is not None and (not re.fullmatch(r"[A-Za-z0-9_.-]+", into) or into == ".."):
+        raise UserError(f"into: found {into!r}, expected the name of one folder below the data set's: images, say. Leave it out for that folder itself.")
+    return Archive(url=url, sha256=sha256, md5=md5, into=into or ".")
 
 
 def steps(manifest: Manifest) -> str:
@@ -45,13 +47,16 @@ def steps(manifest: Manifest) -> str:
     if manifest.access == "open":
         lines.append(
             f"Nothing was fetched: no checksum of its archives is known here. With that of its page: home data fetch {manifest.reference} --url ADDRESS "
-            "--sha256 SHA256 (or --md5 MD5), which goes on where it was cut, checks and unpacks it."
+            "--sha256 SHA256 (or --md5 MD5), which goes on where it was cut, checks and unpacks it; "
+            "--into FOLDER where the steps name one. Call it for each archive."
         )
     return "\n".join([*lines, f"Then: home data check {manifest.reference} ROOT, home data prepare {manifest.reference} ROOT"])
 
 
-def root_of(files: Path) -> Path:
-    """The data set's folder in what was unpacked: of one folder alone, that folder."""
+def root_of(files: Path, archives: Sequence[Archive] = ()) -> Path:
+    """The data set's folder in what was unpacked: of one folder alone, that folder, unless it is one that an archive was to be unpacked into."""
+    if any(archive.into != "." for archive in archives):
+        return files
     inside = [path for path in files.iterdir() if not path.name.startswith(".")]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else files
 

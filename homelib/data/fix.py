@@ -1,24 +1,32 @@
 """Repaired copies of a data set: what can be mended without a judgement is written anew, everything else is linked to.
 
-The folder that comes out is whole: the same manifest and a new check apply to it. The input is only read.
+The folder that comes out is whole: the same manifest and a new check apply to it. The input is only read: links are made file by file, never of
+a folder, so that no path below the copy leads back into it. A file is mended by itself, in processes, and told in `repairs.csv` as soon as it
+is there: called again for the same folder and findings, only what is missing is done.
 """
 
+import csv
+import hashlib
+import io
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
 from ..paths import written_whole
-from .check import Checked
-from .examine import apart_mm, orientation_change, turned
-from .findings import write_rows
-from .manifest import Manifest
-from .reading import ReadFault, Volume, files_of, read
+from .check import Checked, state
+from .examine import Rules, apart_mm, orientation_change, turned
+from .findings import printable, write_rows
+from .manifest import Case, Manifest
+from .parallel import default_workers, over
+from .reading import ReadFault, Volume, files_of, has_suffix, read
 
 _WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
+_TOLD = "repairs.csv"  # in the copy: every file that was written anew
+_MARK = ".copy"  # in the copy: of which data it is, in which state
 
 
 @dataclass(frozen=True)
@@ -30,45 +38,69 @@ class Repair:
     mended: str
 
 
-def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path) -> list[Repair]:
-    """Write the repaired copy of a checked data set to `out`, a new or empty folder; `repairs.csv` in it lists what was mended.
+_COLUMNS = [field.name for field in fields(Repair)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One file to be mended: its role in a case, where it goes to, and the checks that it failed."""
+
+    case: Case
+    role: str
+    target: Path
+    checks: str
+
+    @property
+    def repair(self) -> Repair:
+        return Repair(printable(self.case.id), printable(str(self.target)), self.checks)
+
+
+def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path, *, workers: int | None = 1, progress: bool = False) -> list[Repair]:
+    """Write the repaired copy of a checked data set to `out`; `repairs.csv` in it lists what was mended.
+
+    Args:
+        checked: what `check` found.
+        manifest: of the data set.
+        root: its folder; only read.
+        out: a new or empty folder, or one that was begun for the same data in the same state, which is then finished.
+        workers: processes; None is one a core. 1 works in this process.
+        progress: show a bar on stderr.
 
     Raises:
-        UserError: `out` is not empty, or lies in the data set's folder, or around it.
+        UserError: `out` holds something else, or lies in the data set's folder, or around it; files that could not be mended, when all others are.
     """
     given, root, out = Path(root).expanduser(), Path(root).expanduser().resolve(), fit_for_copies(root, out)
-    repairs = []
+    _claim(out, checked, manifest, root)
+    jobs, links = [], {}
     for case in checked.cases:
-        wrong = {}
+        wrong: dict[str, list[str]] = {}
         for f in checked.reports[case.id].findings:
             if f.fixable:
                 wrong.setdefault(f.file, []).append(f.check)
         for role in ("image", "label"):
-            file = getattr(case, role)
-            if file is None:
+            if (file := getattr(case, role)) is None:
                 continue
-            target = out / os.path.relpath(file, given)
-            mended = None
-            if str(file) in wrong and file.name.endswith(_WRITABLE):
-                mended = _mended_image(read(file)) if role == "image" else _mended_label(read(file), _image_of(case.image))
-            if mended is None:
-                for part in files_of(file):
-                    if not (place := os.path.relpath(part, given)).startswith(".."):
-                        _link(part, out / place)
-                continue
-            save(mended, target)
-            repairs.append(Repair(case.id, str(target), ", ".join(wrong[str(file)])))
-    for name in (manifest.split.lists if manifest.split else {}).values():
-        if (root / name).is_file():
-            _link(root / name, out / name)
-    out.mkdir(parents=True, exist_ok=True)
-    write_rows((asdict(repair) for repair in repairs), ["case", "file", "mended"], out / "repairs.csv")
+            if str(file) in wrong and has_suffix(file, _WRITABLE):
+                jobs.append(_Job(case, role, out / os.path.relpath(file, given), ", ".join(wrong[str(file)])))
+            else:
+                links |= {out / place: part for part in _parts(file) if not (place := os.path.relpath(part, given)).startswith("..")}
+    links |= {out / name: root / name for name in (manifest.split.lists if manifest.split else {}).values() if (root / name).is_file()}
+    for job in jobs:
+        links.pop(job.target, None)  # a label among an image's slices, say
+    for folder in {target.parent for target in [*links, *(job.target for job in jobs)]}:
+        _make(folder, out)
+    for target, file in links.items():
+        _link(file, target)
+    repairs, unmended_files = _mend_all(jobs, out, workers, progress)
+    if unmended_files:
+        told = f"{len(unmended_files)} files could not be mended, {unmended_files[0]} first; all others are"
+        raise UserError(f"--fix: {out}: {told}. Mend the cause, and call it again: it goes on from there.")
     return repairs
 
 
 def unmended(checked: Checked) -> list[str]:
     """Files with faults that could be mended, were they in a format that is written here: no header apart from its voxels, and no folder of masks."""
-    return sorted({str(f.file) for f in checked.findings if f.fixable and not str(f.file).endswith(_WRITABLE)})
+    return sorted({str(f.file) for f in checked.findings if f.fixable and not has_suffix(f.file, _WRITABLE)})
 
 
 def fit_for_copies(root: str | Path, out: str | Path) -> Path:
@@ -76,9 +108,93 @@ def fit_for_copies(root: str | Path, out: str | Path) -> Path:
     root, out = Path(root).expanduser().resolve(), Path(out).expanduser().resolve()
     if out == root or root in out.parents or out in root.parents:
         raise UserError(f"--fix: found {out}, expected a folder beside {root}, not in or around it. Choose another one.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / _MARK).is_file())):
         raise UserError(f"--fix: {out} exists already and is left as it is; expected a new or empty folder. Choose another one.")
     return out
+
+
+def _claim(out: Path, checked: Checked, manifest: Manifest, root: Path) -> None:
+    """Mark the folder as a copy of these data as they are now, or see that it is one."""
+    rules = Rules.of(manifest)
+    told = [(case.id, state(case, rules), [f.check for f in checked.reports[case.id].findings if f.fixable]) for case in checked.cases]
+    mark = hashlib.sha256(f"{root}{told}".encode("utf-8", "surrogateescape")).hexdigest() + "\n"
+    if not (out / _MARK).exists():
+        with written_whole(out / _MARK) as part:
+            part.write_text(mark)
+    elif (out / _MARK).read_text() != mark:
+        raise UserError(f"--fix: {out} holds a copy of other data, or of these before they changed; it is left as it is. Choose another folder.")
+
+
+def _parts(file: Path) -> list[Path]:
+    """The files that make up an image or a label: of a folder, those right in it, which are all that its readers look at."""
+    if not file.is_dir():
+        return files_of(file)
+    try:
+        return [entry for entry in file.iterdir() if not entry.is_dir()]
+    except OSError:  # a closed folder: its copy is closed too
+        return [file]
+
+
+def _make(folder: Path, out: Path) -> None:
+    """A folder of the copy; never one behind a link that leads out of it."""
+    if not folder.resolve().is_relative_to(out):
+        raise UserError(f"--fix: {folder} lies behind a link that leads out of {out}; nothing is written there. Choose a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _link(file: Path, target: Path) -> None:
+    """A link to an unchanged file; a copy where links cannot be made."""
+    if target.is_symlink() or target.exists():
+        return  # of an earlier call
+    try:
+        target.symlink_to(file.absolute())
+    except OSError:
+        with written_whole(target) as part:
+            shutil.copy2(file, part)
+
+
+def _mend_all(jobs: list[_Job], out: Path, workers: int | None, progress: bool) -> tuple[list[Repair], list[str]]:
+    """Mend what an earlier call has not; every repair, and what could not be mended and why."""
+    from tqdm import tqdm
+
+    done = _done(out)
+    left = [job for job in jobs if job.repair not in done]
+    write_rows(map(asdict, sorted(done, key=lambda repair: repair.file)), _COLUMNS, out / _TOLD)
+    failed = []
+    with (out / _TOLD).open("a", newline="", encoding="utf-8") as told, tqdm(total=len(jobs), unit="file", desc="fix", disable=not progress) as bar:
+        bar.update(len(jobs) - len(left))
+        for index, result in over(_mend, left, workers=default_workers() if workers is None else workers):
+            job = left[index]
+            if isinstance(result, Exception):
+                failed.append(f"{job.target} ({type(result).__name__}: {' '.join(str(result).split())[:160]})")
+            elif result:
+                csv.DictWriter(told, _COLUMNS).writerow(asdict(job.repair))
+                told.flush()
+                done.add(job.repair)
+            else:
+                _link(getattr(job.case, job.role), job.target)
+            bar.update()
+    repairs = [job.repair for job in jobs if job.repair in done]
+    write_rows(map(asdict, repairs), _COLUMNS, out / _TOLD)
+    return repairs, failed
+
+
+def _done(out: Path) -> set[Repair]:
+    """What earlier calls have mended; a row that a killed one cut short is passed over."""
+    try:
+        whole, _, _ = (out / _TOLD).read_text(encoding="utf-8").rpartition("\n")
+    except OSError:
+        return set()
+    return {Repair(**row) for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row.values()}
+
+
+def _mend(job: _Job) -> bool:
+    """Whether there was anything to be mended."""
+    file = getattr(job.case, job.role)
+    mended = _mended_image(read(file)) if job.role == "image" else _mended_label(read(file), _image_of(job.case.image))
+    if mended is not None:
+        save(mended, job.target)
+    return mended is not None
 
 
 def _image_of(path: Path) -> Volume | None:
@@ -115,7 +231,7 @@ def _mended_label(label: Volume, image: Volume | None) -> Volume:
 def save(volume: Volume, path: Path) -> None:
     """Write a volume as NIfTI, NRRD or MetaImage by the path's suffix; whole or not at all."""
     with written_whole(path) as part:
-        if path.name.endswith((".nii", ".nii.gz")):
+        if has_suffix(path, (".nii", ".nii.gz")):
             import nibabel
 
             data = volume.data.astype(np.int32) if volume.data.dtype.name in ("int64", "uint64") else volume.data
@@ -135,14 +251,3 @@ def save(volume: Volume, path: Path) -> None:
             image.SetSpacing(volume.spacing_mm)
             image.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
             sitk.WriteImage(image, str(part), useCompression=True)
-
-
-def _link(file: Path, target: Path) -> None:
-    """A link to an unchanged file or folder; a copy where links cannot be made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_symlink() or target.exists():
-        return  # an image that two layouts share
-    try:
-        target.symlink_to(file.absolute())
-    except OSError:
-        shutil.copytree(file, target) if file.is_dir() else shutil.copy2(file, target)

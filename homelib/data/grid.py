@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.sparse import csr_array
 
@@ -25,6 +25,11 @@ def to_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """A volume (D, H, W) with its axes in the order and direction nearest to right, front, up (RAS+), as a view; and its affine."""
     turn = io_orientation(affine)
     return apply_orientation(volume, turn), affine @ inv_ornt_aff(turn, volume.shape)
+
+
+def from_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A volume with the axes of RAS+ (see `to_ras`) with those of an affine (4, 4), as a view."""
+    return apply_orientation(volume, ornt_transform(axcodes2ornt("RAS"), io_orientation(affine)))
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,14 @@ class Resampling:
         corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
         places = corners @ np.linalg.solve(new_affine[:3, :3], linear).T  # in new voxels, from the first old one
         low = places.min(0)
-        new_shape = np.round(np.ptp(places, axis=0) + 1).astype(int)
+        new_shape = [round(n) for n in (np.ptp(places, axis=0) + 1).tolist()]
         first = np.abs(places - low).max(1) < SHEAR_VOXELS
         if first.any():
             start = linear @ corners[first.argmax()]
         else:  # a sheared scan has no voxel in the first place: the middles agree
-            start = linear @ (shape / 2) - new_affine[:3, :3] @ (new_shape / 2)
+            start = linear @ (shape / 2) - new_affine[:3, :3] @ (np.array(new_shape) / 2)
         new_affine[:3, 3] = affine[:3, 3] + start
-        return cls(tuple(map(int, shape)), affine, tuple(map(int, new_shape)), new_affine)
+        return cls(tuple(map(int, shape)), affine, tuple(new_shape), new_affine)
 
     @property
     def steps(self) -> np.ndarray:

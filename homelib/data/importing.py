@@ -47,7 +47,7 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one with images and labels.")
     described = _described(root)
-    layouts, more = find_layouts(root)
+    layouts, more, labels_left = find_layouts(root)
     if not layouts:
         raise UserError(f"{root}: no images found; expected NIfTI, NRRD, MetaImage or folders of DICOM slices. In other formats, convert them first.")
     unverified = [
@@ -56,6 +56,9 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
     ]
     if more:
         unverified.append(f"Images whose names fit no layout here are left out, {more[0]} first of {len(more)} kinds. Rename them, or write their layouts.")
+    if labels_left and any("label" in layout for layout in layouts):
+        told = ", ".join(labels_left[:3]) + (" and others" if len(labels_left) > 3 else "")
+        unverified.append(f"Labels left out, for one label a case is taken: {told}. Of a second rater, say: write their layout, or move the others.")
     found_modality = modality or described.get("modality") or _modality_of_names(layouts)
     fields: dict[str, Any] = {
         "name": out.stem,
@@ -78,6 +81,9 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
         raise UserError(f"{root}: its names make no layout ({fault['input']!r}: {fault['msg']}); rename the files, or write the layouts by hand.") from None
     if not cases:
         raise UserError(f"{root}: images were found, but no case could be told from their names; write the layouts by hand (home data show in_house).")
+    if labels_left and not any(case.label for case in cases):
+        told = f"found images ({layouts[0]['image']}) and labels ({labels_left[0]}), but no id in both"
+        raise UserError(f"{root}: {told}; expected each label under its image's id. Rename them, or write the layouts by hand.")
     looked = [cases[index] for index in np.unique(np.linspace(0, len(cases) - 1, min(LOOKED_AT, len(cases))).round().astype(int))]
     spacing, told = _grids(looked)
     fields["modality"] = found_modality = found_modality or told
@@ -183,7 +189,7 @@ def _mask_names(cases: list[Case]) -> dict[int, str]:
 def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
     """The raw values in some label files, with names to be replaced."""
     values: set[int] = set()
-    opened, strange = 0, ""
+    opened, empty, strange = 0, 0, ""
     for case in cases:
         if case.label is None:
             continue
@@ -195,12 +201,15 @@ def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
             strange = f"{case.label}: found values from {found.min():g} to {found.max():g}, expected whole labels from 0. Is it a label and no image?"
             continue
         opened += 1
+        empty += not found.any()
         values |= {int(value) for value in found if value}
     if not values:
         nothing = f"found no label that holds anything in {len(cases)} cases looked at, expected labels beside the images"
         raise UserError(strange or f"{nothing}. Name them, or write the layouts by hand.")
     if strange:
         unverified.append(f"Left out: {strange}")
+    if empty:
+        unverified.append(f"{empty} of {opened} labels looked at hold nothing: where these are healthy cases, write may_be_empty: true.")
     unverified.append(f"Labels are the values found in {opened} cases: name them, and add what others hold.")
     return {value: f"label_{value}" for value in sorted(values)}
 

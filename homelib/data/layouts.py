@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import UserError
 from .findings import Finding, finding
 from .manifest import Case, Layout, Manifest
-from .reading import IMAGE_SUFFIXES
+from .reading import has_suffix
 
 LONGEST_ID = 100  # a prepared case is a file of this name and 40 characters more; most file systems end at 255
 
@@ -39,7 +39,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected the folder of {manifest.name}. {_steps(manifest)}")
     if not manifest.layouts:
-        raise UserError(f"{manifest.name}: it has no layouts, its cases are not looked for in a folder. Expected a data set of your own: home data import.")
+        raise UserError(f"{manifest.name}: it has no layouts, so its cases cannot be looked for in a folder. Write them, or let home data import.")
     tree = _Tree()
     try:
         os.scandir(root).close()
@@ -58,6 +58,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
             for case_id, path in tree.matches(str(root), layout.label, layout.case):
                 labels[case_id].setdefault(path)
 
+    origins = {entry.id: entry.label_origin for entry in manifest.cases}  # the demo's, which differ
     findings: list[Finding] = list(tree.findings)
     cases = []
     for case_id in sorted(images):
@@ -76,7 +77,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
                 Path(image),
                 Path(label) if label else None,
                 layout.modality or manifest.modality,
-                manifest.label_origin,
+                origins.get(case_id, manifest.label_origin),
                 manifest.reference,
                 layout.part,
             )
@@ -185,7 +186,7 @@ def _whole(manifest: Manifest, root: Path, cases: list[Case], tree: _Tree) -> li
     if manifest.expected_cases and len(cases) != manifest.expected_cases:
         findings.append(finding("number of cases", "", root, str(len(cases)), expected=manifest.expected_cases))
     for folder, entries in tree.listed.items():
-        others = [n for n, is_folder in entries.items() if not is_folder and n.endswith(IMAGE_SUFFIXES) and f"{folder}/{n}" not in tree.matched]
+        others = [n for n, is_folder in entries.items() if not is_folder and has_suffix(n) and f"{folder}/{n}" not in tree.matched]
         if others:
             findings.append(finding("not used", "", folder, f"{len(others)} image files that fit no layout, {others[0]} first"))
     return findings

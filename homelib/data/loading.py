@@ -59,12 +59,14 @@ class Patches:
                 made[repr(kind)] = augmentation(manifest, data.patch_voxels, augment, kind[1], modality=kind[0])
             self.transforms.append(made[repr(kind)])
         self.places = [case.places for case in self.cases]
-        self.holders: dict[int, list[int]] = {}  # class -> cases that have it, where a class is drawn first
+        self.holders: dict[int, list[int]] = {}  # class -> cases that have it, where a class is drawn first; 0 -> those that have none
         if data.sampling == "classes":
             self.places = [case.places or Places.of(np.asarray(case.label)) for case in self.cases]
             for index in range(1, len(manifest.class_names)):
                 if having := [number for number, places in enumerate(self.places) if places.counts.get(index)]:
                     self.holders[index] = having
+            if healthy := [number for number, places in enumerate(self.places) if not places.counts]:
+                self.holders[0] = healthy  # drawn as often as a class: a network that never sees them finds lesions in all
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Patches of one step: images (size, 1, D, H, W) float32, labels (size, 1, D, H, W) int64 with 255 where the loss must not look."""
@@ -76,7 +78,9 @@ class Patches:
         if self.holders:
             wanted = list(self.holders)[int(rng.integers(len(self.holders)))]
             index = self.holders[wanted][int(rng.integers(len(self.holders[wanted])))]
-            places = Places({wanted: self.places[index].counts[wanted]}, {wanted: self.places[index].voxels[wanted]})
+            places = self.places[index]
+            if wanted:
+                places = Places({wanted: places.counts[wanted]}, {wanted: places.voxels[wanted]})
         else:
             index = int(rng.integers(len(self.cases)))
             places = self.places[index]

@@ -5,8 +5,10 @@ the network sees: 0 background, then the classes in the order of the manifest.
 """
 
 import difflib
+import itertools
 import re
 import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -76,7 +78,8 @@ class Manifest(Frozen):
     order gives the class index, from 1. `intensity_window` is clipped to, then mapped onto `intensity_range`; `other_windows` has
     that of a second modality. `contrast_ranges` gives, for a class, the lowest and highest offset (HU) that turns the contrast
     phase of a scan into another one; an augmentation draws from it. `patch_voxels` and `epochs` are the paper's, None where it
-    says nothing. `archives` are what `home data fetch` downloads. Cases are listed one by one (`cases`, the demo's) or found in a folder
+    says nothing. `may_be_empty` says that a case may have no voxel of any class, as healthy controls have of a lesion; such a label is a fault otherwise.
+    `archives` are what `home data fetch` downloads. Cases are listed one by one (`cases`, the demo's) or found in a folder
     of the user's (`layouts`).
     `unverified` says what of all this was not read off the official source.
     """
@@ -102,6 +105,7 @@ class Manifest(Frozen):
     patch_voxels: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     epochs: int | None = Field(None, ge=1)
     label_origin: LabelOrigin = "UNSTATED"
+    may_be_empty: bool = False
     archives: tuple[Archive, ...] = ()
     layouts: tuple[Layout, ...] = ()
     split: SplitRule | None = None
@@ -185,6 +189,10 @@ class Manifest(Frozen):
         """Its own modality first, then those with another window."""
         return (self.modality, *self.other_windows)
 
+    def strange(self, values: Iterable[int]) -> list[int]:
+        """Which of these raw label values the manifest does not know, sorted: neither 0, nor of its label map, nor, where it has none, of its classes."""
+        return strange_values(values, self.labels, self.classes)
+
     def window_of(self, modality: Modality) -> Range:
         """The intensity window of one modality. Raises UserError where the manifest has none."""
         if modality == self.modality:
@@ -236,6 +244,12 @@ class Manifest(Frozen):
         return table[labels if labels.dtype.kind in "iu" else labels.astype(np.int32)]
 
 
+def strange_values(values: Iterable[int], labels: Mapping[int, str], classes: Mapping[str, Sequence[int]]) -> list[int]:
+    """As `Manifest.strange`."""
+    known = set(labels) or set(itertools.chain(*classes.values()))
+    return sorted({int(value) for value in values} - known - {0})
+
+
 def as_yaml(manifest: Manifest) -> str:
     """A manifest as text, short lists in a line, without what is empty."""
 
@@ -244,7 +258,7 @@ def as_yaml(manifest: Manifest) -> str:
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    fields = {field: plain(value) for field, value in manifest.model_dump(exclude_none=True).items() if value not in ("", (), {})}
+    fields = {field: plain(value) for field, value in manifest.model_dump(exclude_none=True).items() if value not in ("", (), {}) and value is not False}
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=150, default_flow_style=None)
 
 

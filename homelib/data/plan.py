@@ -10,12 +10,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK
 
 from ..errors import UserError
 from .manifest import Case, Manifest
 from .memory import GIB, VOXEL_BYTES
 from .prepare import read_array
+from .reading import has_suffix, itk_reader
 
 STEP_VOXELS = 16  # the network halves a patch four times
 LEAST_VOXELS = 32
@@ -83,6 +83,8 @@ def plan(
         raise UserError(f"{manifest.name}: found no case to plan for, expected one at least. Check the folder.")
     if spacing_mm and not all(0 < mm < np.inf for mm in spacing_mm):
         raise UserError(f"spacing: found {_times(spacing_mm)}, expected three lengths in mm above 0. Give it: --spacing 0.8 0.8 3, say.")
+    if not 0 < memory_gib < np.inf:
+        raise UserError(f"memory: found {memory_gib:g}, expected GiB above 0. Give that of the device: --memory 24, say.")
     shapes, spacings = (np.array([grid[part] for grid in grids], float) for part in (0, 1))
     usual = np.median(spacings, 0)
     chosen, why = (np.array(spacing_mm, float), "as asked") if spacing_mm else _spacing(spacings)
@@ -168,13 +170,11 @@ def grid_of(path: str | Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
         if path.is_dir():
             volume, affine = read_array(path)
             shape = volume.shape
-        elif path.name.endswith((".nii", ".nii.gz")):
+        elif has_suffix(path, (".nii", ".nii.gz")):
             file = nib.load(path)
             shape, affine = file.shape[:3], file.affine
         else:
-            reader = SimpleITK.ImageFileReader()
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
+            reader = itk_reader(str(path))
             shape = reader.GetSize()[:3]
             affine = np.eye(4)
             affine[:3, :3] = np.diag([-1, -1, 1]) @ np.array(reader.GetDirection()).reshape(3, 3) @ np.diag(reader.GetSpacing()[:3])

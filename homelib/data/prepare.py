@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import UserError
 from ..frozen import describe
@@ -31,6 +31,9 @@ MARGIN_VOXELS = 2  # left around the body
 SLAB_VOXELS = 2**18  # of a label that are merged, or compared class by class, at a time
 
 
+Millimetres = Annotated[float, Field(ge=0.001, le=1000, allow_inf_nan=False)]
+
+
 class Preparation(BaseModel):
     """How cases are prepared.
 
@@ -39,13 +42,16 @@ class Preparation(BaseModel):
     how much of each class is in a voxel is kept too (`PreparedCase.shares`), so that labels come back to the file's grid as nearly as linear
     interpolation can bring them; the label is the largest. A byte a voxel and class.
     intensity: as they are, or clipped to the manifest's window and kept in half precision.
+    low_pass: an image is smoothed before it is taken to a coarser grid, so that fine and coarse scans look alike there; without it, it is interpolated
+    linearly alone, as MONAI's `Spacing` and the paper have it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
     labels: Literal["nearest", "linear", "shares"] = "nearest"
     intensity: Literal["kept", "scaled"] = "kept"
+    low_pass: bool = True
 
 
 def preparation(**settings) -> Preparation:
@@ -64,7 +70,7 @@ class PreparedCase:
     native_shape, native_affine: the grid of the scan's file, to which predictions are taken back.
     places: where the classes are; None where the label is at hand to be looked through. shares: (D, H, W) float32 for each class, background
     first, where they were asked for: `to_native` takes them as it takes probabilities. fingerprint: of what its file was prepared from, wherever
-    its volumes are now; None for one without a file.
+    its volumes are now; None for one without a file. low_pass: as in `Preparation`.
     """
 
     case: Case
@@ -76,6 +82,7 @@ class PreparedCase:
     places: Places | None = None
     shares: tuple[Chunked, ...] = ()
     fingerprint: str | None = None
+    low_pass: bool = True
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -97,7 +104,8 @@ class PreparedCase:
         manifest = manifest or load_manifest(case.manifest)
         if kept.facts.get("classes") != _classes(manifest) or kept.facts["window"] not in (None, list(manifest.window_of(case.modality))):
             raise UserError(f"{path}: was prepared with other classes, or another window, than {manifest.reference} has now. Prepare the data again.")
-        return cls(case, kept.image, kept.label, *_grid(kept.facts), places=kept.places, shares=kept.shares, fingerprint=kept.facts["fingerprint"])
+        grid, low_pass = _grid(kept.facts), kept.facts.get("low_pass", True)
+        return cls(case, kept.image, kept.label, *grid, places=kept.places, shares=kept.shares, fingerprint=kept.facts["fingerprint"], low_pass=low_pass)
 
 
 def read_array(path: str | Path, *, what: str = "image", labels: dict[int, str] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -148,17 +156,22 @@ def read_label(path: str | Path, shape: tuple[int, ...], affine: np.ndarray, man
             merged[..., start : start + rows] = manifest.merge(raw[..., start : start + rows])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if not merged.any():
-        raise UserError(f"{path}: no voxel of any class of {manifest.name} ({', '.join(manifest.class_names[1:])}). Check the manifest's raw label values.")
+    if not merged.any() and not (manifest.may_be_empty and not manifest.strange(np.unique(raw))):
+        classes = ", ".join(manifest.class_names[1:])
+        raise UserError(
+            f"{path}: no voxel of any class of {manifest.name} ({classes}). Check the manifest's raw label values; where healthy cases have none, "
+            "write may_be_empty: true there."
+        )
     return merged
 
 
-def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None, cache: Path | None = None) -> PreparedCase:
+def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None, low_pass: bool = True, cache: Path | None = None) -> PreparedCase:
     """Orient, resample (linear image after a low-pass, nearest label), merge labels and crop to the body; from the cache where nothing changed.
 
     Args:
         case: files, and the name of its manifest.
         spacing_mm: of the prepared grid, along right-left, front-back, up; None takes the manifest's.
+        low_pass: as in `Preparation`.
         cache: folder; None is `<cache>/prepared`.
 
     Returns:
@@ -167,7 +180,7 @@ def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None,
     Raises:
         UserError: a file that is missing, unreadable, no 3D volume, or that does not fit its image or manifest.
     """
-    settings = Preparation(spacing_mm=spacing_mm and tuple(spacing_mm))
+    settings = preparation(spacing_mm=spacing_mm and tuple(spacing_mm), low_pass=low_pass)
     for path in (case.image, case.label):
         if path is not None and not Path(path).exists():
             read_array(path, what="image" if path == case.image else "label")
@@ -179,7 +192,7 @@ def prepare(case: Case, *, spacing_mm: tuple[float, float, float] | None = None,
         prepare_into(kept, case, settings)
         found = CaseFile.open(kept)
         image, label = found.arrays()
-    return PreparedCase(case, image, label, *_grid(found.facts))
+    return PreparedCase(case, image, label, *_grid(found.facts), low_pass=low_pass)
 
 
 def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | None = None) -> None:
@@ -188,6 +201,7 @@ def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | N
     image, label, shares, grid = _prepare(case, manifest, settings)
     window = manifest.window_of(case.modality) if settings.intensity == "scaled" else None
     facts = {"id": case.id, "manifest": manifest.name, "classes": _classes(manifest), "fingerprint": told or fingerprint(case, settings, sha256_of)}
+    facts |= {} if settings.low_pass else {"low_pass": False}
     write_case(path, image=image, label=label, facts=facts | grid, window=window, shares=shares)
 
 
@@ -197,12 +211,15 @@ def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.
     volume, native_affine = read_array(case.image)
     native_shape = volume.shape
     volume, affine = to_ras(volume, native_affine)
-    step = Resampling.to_spacing(volume.shape, affine, settings.spacing_mm or manifest.spacing_mm)
+    step = Resampling.to_spacing(volume.shape, affine, spacing_mm := settings.spacing_mm or manifest.spacing_mm)
+    if (size := 4 * math.prod(step.new_shape)) > reading.LARGEST_BYTES:
+        told = f"{'x'.join(f'{mm:g}' for mm in spacing_mm)} mm, at which it has {reading.times(step.new_shape)} voxels, {size / 2**30:.3g} GiB"
+        raise UserError(f"{case.image}: spacing: found {told}, expected {reading.LARGEST_BYTES / 2**30:.0f} GiB at most. Choose a coarser one.")
     low = manifest.window_of(case.modality)[0]
     inside = near = _box_above(volume, low)
     if near is not None:  # what takes nothing from these voxels cannot be above `low`, and is not resampled
         near = step.around(near, margin=MARGIN_VOXELS)
-        whole = step.image(volume, near)
+        whole = step.image(volume, near, smooth=settings.low_pass)
         body = _box_above(whole, low, margin=MARGIN_VOXELS)
     del volume
     if near is None:
@@ -292,6 +309,7 @@ def fingerprint(case: Case, settings: Preparation, sha256_of) -> str:
     if case.label and Path(case.label).is_dir():  # of masks: which is which is told by the label map
         classes.append(sorted(manifest.labels.items()))
     told = [VERSION, MARGIN_VOXELS, files, classes, manifest.window_of(case.modality), spacing_mm, settings.labels, settings.intensity]
+    told += [] if settings.low_pass else ["no low-pass"]  # the default adds nothing: what was prepared before there was a choice stays valid
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

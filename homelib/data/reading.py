@@ -88,7 +88,7 @@ def read(path: str | Path) -> Volume:
     _require_readable(path)
     try:
         with _quiet():
-            raw = _read_dicom(path) if path.is_dir() else _read_nifti(path) if path.name.endswith((".nii", ".nii.gz")) else _read_itk([str(path)])
+            raw = _read_dicom(path) if path.is_dir() else _read_nifti(path) if has_suffix(path, (".nii", ".nii.gz")) else _read_itk([str(path)])
     except ReadFault:
         raise
     except Exception as error:  # readers raise anything from OSError to zlib.error on a damaged file
@@ -127,13 +127,27 @@ def read_label(path: str | Path, labels: dict[int, str]) -> Volume:
 
 def masks_in(folder: Path) -> dict[str, Path]:
     """The masks in a folder by name, without their endings. Other files, a table of volumes say, are none."""
-    return {entry.name.split(".")[0]: entry for entry in sorted(folder.iterdir()) if entry.name.endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")}
+    return {entry.name.split(".")[0]: entry for entry in sorted(folder.iterdir()) if has_suffix(entry) and not entry.name.startswith(".")}
+
+
+def has_suffix(path: str | Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
+    """Whether a path ends in one of some suffixes, in small letters or in capitals: `scan.NII.GZ` is a NIfTI. (nibabel takes no `.Nii.gz`.)"""
+    return str(path).endswith((*suffixes, *map(str.upper, suffixes)))
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """
+    >>> split_suffix("scan.1.nii.gz"), split_suffix("notes.txt")
+    (('scan.1', '.nii.gz'), ('notes.txt', ''))
+    """
+    suffix = next((name[-len(suffix) :] for suffix in IMAGE_SUFFIXES if has_suffix(name, (suffix,))), "")
+    return name.removesuffix(suffix) if suffix else name, suffix
 
 
 def files_of(path: str | Path) -> list[Path]:
     """A file, and those beside it that hold its voxels, where it is a header alone (.mhd, .nhdr): as far as they are there. Of a folder, itself."""
     path = Path(path)
-    if not path.name.endswith((".mhd", ".nhdr")):
+    if not has_suffix(path, (".mhd", ".nhdr")):
         return [path]
     try:
         with path.open("rb") as stream:
@@ -240,7 +254,7 @@ def _read_nifti(path: Path) -> _Raw:
 
 def _raw_pixdim(path: Path, header) -> np.ndarray:
     """Voxel sizes as they stand in the file: nibabel makes them positive on reading."""
-    opener = gzip.open if path.name.endswith(".gz") else open
+    opener = gzip.open if has_suffix(path, (".gz",)) else open
     with opener(path, "rb") as stream:
         start = stream.read(92)
     if header["sizeof_hdr"] != 348 or len(start) < 92:
@@ -282,9 +296,7 @@ def _read_itk(files: list[str]) -> _Raw:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     with _no_stderr(), _with_plain_names(files) as files:
         if len(files) == 1:
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(files[0])
-            reader.ReadImageInformation()
+            reader = itk_reader(files[0])
             _require_bearable(files[0], int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents())
         else:
             reader = sitk.ImageSeriesReader()
@@ -298,6 +310,18 @@ def _read_itk(files: list[str]) -> _Raw:
         affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
         affine[:3, 3] = image.GetOrigin()
     return _Raw(data, _TO_RAS @ affine)
+
+
+def itk_reader(file: str):
+    """SimpleITK's reader of a file, which has read its header."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    if has_suffix(file, (".mha", ".mhd")):  # in capitals it does not know them
+        reader.SetImageIO("MetaImageIO")
+    reader.ReadImageInformation()
+    return reader
 
 
 def _require_bearable(path: str | Path, size: int) -> None:

@@ -99,9 +99,12 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
         raise UserError(
             f"prepared cases: found spacings {', '.join(map(str, spacings)) or 'of no case'}, expected one for all. Prepare them with one --spacing."
         )
+    low_pass = {case.low_pass for case in opened.values()}
+    if len(low_pass) != 1:
+        raise UserError("prepared cases: found some with a low-pass and some without, expected one way for all. Prepare them alike (--low-pass).")
     first = load_manifest(sets[0].manifest)
     told: dict[str, Any] = {"data.manifest": first.reference, "data.also": tuple(load_manifest(one.manifest).reference for one in sets[1:])}
-    told |= {f"data.{part}_cases": tuple(ids) for part, ids in parts.items()} | {"data.spacing_mm": spacings[0]}
+    told |= {f"data.{part}_cases": tuple(ids) for part, ids in parts.items()} | {"data.spacing_mm": spacings[0], "data.low_pass": low_pass.pop()}
     told |= {"data.patch_voxels": first.patch_voxels} if first.patch_voxels else {}
     complete = override(settings, told | {name: value for name, value in changes.items() if name.startswith("data.")})
     names = label_space(complete.data).class_names

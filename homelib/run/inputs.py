@@ -10,8 +10,9 @@ from ..config import DataConfig, Settings
 from ..data.cases import demo_data
 from ..data.demo import DEMO_MANIFESTS
 from ..data.dicom import DICOM_MODALITIES, told_modality
-from ..data.layouts import IMAGE_SUFFIXES, find_cases
+from ..data.layouts import find_cases
 from ..data.manifest import Case, Manifest, Modality, load_manifest
+from ..data.reading import has_suffix, split_suffix
 from ..data.split import split
 from ..errors import UserError
 
@@ -103,7 +104,7 @@ def _in_folder(folder: Path) -> dict[Path, str]:
     """Its scans, and its folders of slices, those deeper down (patient/study/series) too: path -> id, `patient_study_series` say."""
     found = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if path.is_file() and path.name.endswith(IMAGE_SUFFIXES):
+        if path.is_file() and has_suffix(path):
             found[path] = _id(path)
         elif path.is_dir():
             series = [Path(below) for below, _, _ in os.walk(path) if holds_slices(Path(below))]
@@ -123,14 +124,12 @@ def _modality(path: Path, manifest: Manifest) -> Modality:
 
 def suffix_of(path: Path) -> str:
     """Of the file that a prediction for `path` is written to: the scan's own format, one file; NIfTI for DICOM slices."""
-    found = next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith(suffix) and path.is_file()), ".nii.gz")
+    found = (split_suffix(path.name)[1].lower() if path.is_file() else "") or ".nii.gz"
     return {".nhdr": ".nrrd", ".mhd": ".mha"}.get(found, found)
 
 
 def _id(path: Path) -> str:
     name = path.name if path.name not in ("", "..") else path.resolve().name  # the folder where the user is, say
-    for suffix in IMAGE_SUFFIXES:
-        if path.is_file() and name.endswith(suffix):
-            name = name.removesuffix(suffix)
-            break
+    if path.is_file():
+        name = split_suffix(name)[0]
     return name.removesuffix("_0000") or name

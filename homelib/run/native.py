@@ -1,4 +1,4 @@
-"""Back to the file's own grid: each class's probability is interpolated linearly in space, and the most probable class taken.
+"""Back to the file's own grid: each class's probability is interpolated linearly in space, and the most probable class taken. The image likewise.
 
 It takes probabilities in slabs as they are finished, and keeps of them only the rows that the file's next voxels still need. Where both grids
 have the same axes but for order and direction, which is so unless the file is sheared (a CT with a tilted gantry), it is done one axis after
@@ -15,7 +15,9 @@ from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from torch import Tensor
 
+from ..data.grid import Resampling, from_ras, to_ras
 from ..data.prepare import PreparedCase
+from ..data.reading import Volume
 
 SLAB_VOXELS = 2**23  # of the file's grid that are dealt with at a time
 SHEAR_VOXELS = 0.01  # that axes may lean, over the whole scan, and be taken as the grid's
@@ -117,6 +119,21 @@ def to_native(probabilities: np.ndarray, case: PreparedCase) -> np.ndarray:
     native = NativeLabels(case, 0)
     native.add(0, torch.from_numpy(np.ascontiguousarray(probabilities)))
     return native.label
+
+
+def image_to_native(case: PreparedCase) -> Volume:
+    """The prepared image on the file's grid (native D, H, W) float32, in the unit of the scan, by linear interpolation; its affine (4, 4) is the file's.
+
+    Beyond the prepared box, from which air was cut off, its outermost voxels go on. At the file's own spacing the file's voxels come back; on a
+    coarser grid what it could not hold is lost. Intensities that were kept scaled come back clipped to the window.
+
+    >>> from homelib.data.fix import save   # doctest: +SKIP
+    >>> save(image_to_native(case), Path("back.nii.gz"))   # doctest: +SKIP
+    """
+    like, affine = to_ras(np.broadcast_to(np.float32(0), case.native_shape), case.native_affine)
+    image = np.asarray(case.image)
+    back = Resampling(image.shape, case.affine, like.shape, affine).image(image, smooth=False)
+    return Volume(from_ras(back, case.native_affine), case.native_affine)
 
 
 def _interpolate(volume: Tensor, axis: int, at: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from ..data.examine import APART_MM, apart_mm
-from ..data.layouts import IMAGE_SUFFIXES
 from ..data.manifest import Manifest, load_manifest
 from ..data.naming import images_and_labels
 from ..data.parallel import over
 from ..data.prepare import read_array
+from ..data.reading import has_suffix, split_suffix
 from ..errors import UserError
 from ..paths import written_whole
 from .evaluate import COLUMNS, evaluate
@@ -77,13 +77,13 @@ def case_id(path: Path) -> str:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith(suffix)), ""))
+    return split_suffix(path.name)[0]
 
 
 def _by_case(folder: Path) -> dict[str, Path]:
     """Its files; or, where it has none, what is in its folders."""
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    labels = [(case_id(path), path) for path in entries if path.is_file() and path.name.endswith(IMAGE_SUFFIXES)]
+    labels = [(case_id(path), path) for path in entries if path.is_file() and has_suffix(path)]
     labels = labels or [(entry.name, path) for entry in entries if entry.is_dir() for path in _labels_in(entry)]
     found: dict[str, Path] = {}
     for name, path in labels:

@@ -165,7 +165,8 @@ def _one(
     never whole in memory while windows are. Probabilities are written, where asked for; `begin` is called before the first file is."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "case.zip"
-        prepare_into(kept, _unlabelled(case), preparation(spacing_mm=ensemble.settings.data.spacing_mm), told="")
+        data = ensemble.settings.data
+        prepare_into(kept, _unlabelled(case), preparation(spacing_mm=data.spacing_mm, low_pass=data.low_pass), told="")
         prepared = PreparedCase.open(case, kept)
         estimate = memory_estimate(prepared, ensemble.settings)
         told = ", ".join(f"{what} {size / 2**30:.2f}" for what, size in estimate.items())

@@ -33,8 +33,10 @@ layouts:
   - {name: flat, image: "images/{case}.*", label: "labels/{case}.*", case: "[^/.]+"}
   - {name: dicom, image: "dicom/{case}/", label: "labels/{case}.*", case: "[^/.]+"}
   - {name: masks, image: "masked/{case}/ct.nii.gz", label: "masked/{case}/segmentations/"}
+  - {name: inside, image: "inside/{case}/", label: "inside/{case}/seg/label.nii.gz"}
+  - {name: beside, image: "beside/{case}/ct.nii.gz", label: "beside/{case}/"}
 """
-GOOD = ("Good-a", "good-b", "good-nrrd", "good-dicom", "good-masks")
+GOOD = ("Good-a", "good-b", "good-nrrd", "good-dicom", "good-masks", "good-inside", "good-beside")
 
 
 class Writer:
@@ -129,6 +131,24 @@ class Writer:
             pydicom.dcmwrite(folder / f"slice{k:03}.dcm", slice_, enforce_file_format=True)
         return folder
 
+    def inside(self, label=None) -> None:
+        """A series, and its label in a folder among the slices."""
+        folder = self.root / "inside" / self.id
+        folder.parent.mkdir(exist_ok=True)
+        self.dicom().rename(folder)
+        self.path("label").unlink()
+        (folder / "seg").mkdir()
+        nib.save(nib.Nifti1Image(self.label if label is None else label, AFFINE), folder / "seg" / "label.nii.gz")
+
+    def beside(self, image=None) -> None:
+        """An image among its masks."""
+        folder = self.root / "beside" / self.id
+        folder.mkdir(parents=True)
+        for file in (self.masks() / "segmentations").iterdir():
+            file.rename(folder / file.name)
+        shutil.rmtree(self.root / "masked" / self.id)
+        nib.save(nib.Nifti1Image(self.image if image is None else image, AFFINE), folder / "ct.nii.gz")
+
     def itk(self) -> None:
         """NRRD and MetaImage, at ITK's own origin."""
         sitk.WriteImage(sitk.GetImageFromArray(self.image.T), str(self.path("image", ".nrrd")))
@@ -152,6 +172,17 @@ SHEARED[0, 2] = 1
 ELSEWHERE[0, 3] += 15
 FLIPPED = AFFINE @ np.array([[-1.0, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 META = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\n"
+
+
+def padded(image: np.ndarray, value: int) -> np.ndarray:
+    image = image.copy()
+    image[:2, :, :4] = image[:2, :, -4:] = value
+    return image
+
+
+def noisy_air(image: np.ndarray) -> np.ndarray:
+    air = np.random.default_rng(0).normal(-1000, 8, image.shape).round().astype(np.int16)
+    return np.where(image < -500, air, image)
 
 
 def no_orientation(w: Writer) -> None:
@@ -236,6 +267,10 @@ FAULTS: dict[str, tuple[str, Callable[[Writer], object]]] = {
     "nan alone": ("not finite", lambda w: w.both(image=np.full(SHAPE, np.nan, np.float32))),
     "constant image": ("constant", lambda w: w.both(image=np.full(SHAPE, -1000, np.int16))),
     "shifted by 1024": ("not HU", lambda w: w.both(image=w.image + 1024)),
+    "shifted by 1024 with padding": ("not HU", lambda w: w.both(image=padded(w.image + 1024, -2000))),
+    "shifted by 1024 but for a voxel": ("not HU", lambda w: w.both(image=w.with_voxel("image", -1025, np.int16) + 1024)),
+    "shifted by 1000 with noise": ("not HU", lambda w: w.both(image=noisy_air(w.image) + 1000)),
+    "signed grey values": ("not HU", lambda w: w.both(image=(np.clip((w.image + 160) * 0.6, 0, 255) - 128).astype(np.int16))),
     "grey values": ("not HU", lambda w: w.both(image=np.clip((w.image + 160) * 0.6, 0, 255).astype(np.uint8))),
     "standardised": ("range", lambda w: w.both(image=((w.image - w.image.mean()) / w.image.std()).astype(np.float32))),
     "zz a copy": ("duplicate image", lambda w: w.both(image=Writer(w.root, "Good-a", 0).image)),
@@ -256,6 +291,8 @@ FAULTS: dict[str, tuple[str, Callable[[Writer], object]]] = {
     "label of nan": ("label not finite", lambda w: w.both(label=w.with_voxel("label", np.nan))),
     "label of floats": ("label type", lambda w: w.both(label=w.label.astype(np.float64))),
     "empty label": ("label empty", lambda w: w.both(label=np.zeros_like(w.label))),
+    "label of floats among slices": ("label type", lambda w: w.inside(w.label.astype(np.float64))),
+    "some nan among masks": ("not finite", lambda w: w.beside(w.with_voxel("image", np.nan))),
     "label everywhere": ("no background", lambda w: w.both(label=np.maximum(w.label, 1))),
     "masks of other names": ("no masks", masks_of_other_names),
     "mask of another grid": ("label grid", mask_of_another_grid),
@@ -290,7 +327,8 @@ SPOILT = {name.replace(" ", "-"): tuple(checks.split(", ")) for name, (checks, _
 
 def make(root: Path) -> Path:
     """Write the corpus below `root`; returns the path of its manifest, which lies beside the data."""
-    makers = dict.fromkeys(GOOD, Writer.both) | {"good-nrrd": Writer.itk, "good-dicom": Writer.dicom, "good-masks": Writer.masks}
+    makers = dict.fromkeys(GOOD, Writer.both) | {"good-nrrd": Writer.itk, "good-dicom": Writer.dicom, "good-masks": Writer.masks,
+        "good-inside": Writer.inside, "good-beside": Writer.beside}  # fmt: skip
     makers |= {name.replace(" ", "-"): maker for name, (_, maker) in FAULTS.items()}
     for seed, (case_id, maker) in enumerate(makers.items()):
         maker(Writer(root / "data", case_id, seed))

@@ -208,8 +208,19 @@ def test_a_class_that_few_cases_have_is_drawn_as_often_as_the_others(prepared):
     assert 0.4 < share["classes"] < 0.6
 
 
+def test_healthy_cases_are_drawn_as_often_as_a_class(prepared):
+    """By classes too, where a case without any would never be met."""
+    healthy = replace(lone(1, prepared), label=np.zeros((30, 30, 30), np.uint8), image=np.full((30, 30, 30), 250.0, np.float32))
+    data = DataConfig(patch_voxels=(5, 5, 5), sampling="classes")
+    patches = Patches([*[lone(1, prepared)] * 9, healthy], data, AugmentConfig(class_centred=1.0), seed=0)
+    assert 0.4 < np.mean([patches.patch(step, 0)[0].mean().item() == 1 for step in range(200)]) < 0.6
+
+
 def test_settings_that_are_none_are_one_line():
     with pytest.raises(UserError, match=r"^labels: found 'cubic'; .*'nearest', 'linear' or 'shares'"):
         preparation(labels="cubic")
     with pytest.raises(UserError, match=r"^spacing_mm\.1: found -1\.0"):
         preparation(spacing_mm=(1.0, -1.0, 1.0))
+    for none in (float("inf"), float("nan"), 1e-300, 1e30):
+        with pytest.raises(UserError, match=r"^spacing_mm\.0: found"):
+            preparation(spacing_mm=(none, 1.0, 1.0))

@@ -8,11 +8,13 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from homelib.data import check as module
+from homelib.data import fix as fix_module
 from homelib.data.check import check, kept_reports
 from homelib.data.checks import CHECKS, NAMES_AND_PAIRS
 from homelib.data.cohort import prepare_all
@@ -30,7 +32,7 @@ corpus = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(corpus)
 
 ELSEWHERE = {"nothing found", "folder", "permission", "missing", "memory", "reader died", "number of cases", "not used", "negative values"}
-ELSEWHERE |= {"mixed orientation", "class never seen"}  # tested below: of a whole folder, or not to be had on every machine
+ELSEWHERE |= {"mixed orientation", "class never seen", "no class"}  # tested below: of a whole folder, or not to be had on every machine
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,8 @@ def manifest(folder):
 
 
 def snapshot(root: Path) -> dict:
-    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in sorted(root.rglob("*"))}
+    """Every path below a folder: size, time, and what is in it."""
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in sorted(root.rglob("*"))}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,7 @@ def test_no_header_however_damaged_raises_anything(tmp_path, manifest, capfd, su
 
 def test_the_overview_has_what_pairs_copies_and_cases_tell(checked, folder, manifest):
     states = {case_id: state for case_id, _, _, state in overview(manifest, folder / "data", kept=folder / "kept").rows}
-    assert [states[case_id] for case_id in corpus.GOOD] == ["good"] * 5
+    assert [states[case_id] for case_id in corpus.GOOD] == ["good"] * len(corpus.GOOD)
     wanted = {"zz-a-copy": "errors", "image-alone": "errors", "zero-bytes": "errors", "label-of-floats": "warnings", "image-in-two-formats": "errors"}
     assert {case_id: states[case_id] for case_id in wanted} == wanted
     assert set(states.values()) == {"good", "warnings", "errors"}
@@ -202,6 +205,18 @@ def test_a_changed_file_or_rule_is_examined_again(small, monkeypatch):
     read.clear()
     check(manifest.model_copy(update={"classes": {"spleen": (5,)}}), root, workers=1, kept=kept)
     assert sorted(read) == ["one", "three", "two"]
+
+
+def test_a_label_that_may_be_empty_is_a_note(small):
+    manifest, root, kept = small
+    may = manifest.model_copy(update={"may_be_empty": True})
+    for case_id, value in (("one", 0), ("two", 9)):
+        writer = corpus.Writer(root, case_id, 0)
+        writer.nifti("label", np.full_like(writer.label, value))
+    assert of_case(check(manifest, root, workers=1, kept=kept), "one") == ["label empty"]
+    found = {f.case: (f.check, f.severity) for f in check(may, root, workers=1, kept=kept).findings}
+    assert found["one"] == ("no class", "note")
+    assert found["two"][1] == "error"  # of values that it does not know
 
 
 def test_a_header_is_examined_again_when_its_voxels_change_and_copied_with_them(small, tmp_path):
@@ -322,7 +337,7 @@ def test_an_empty_folder_and_none_at_all(tmp_path, manifest):
     with pytest.raises(UserError, match="no such folder"):
         check(manifest, tmp_path / "gone")
     with pytest.raises(UserError, match="no layouts"):
-        check(load_manifest("demo_ct"), tmp_path)
+        check(load_manifest("demo_ct").model_copy(update={"layouts": ()}), tmp_path)
 
 
 def test_what_shows_only_beside_other_cases(small):
@@ -389,6 +404,74 @@ def test_a_turned_label_comes_back_voxel_by_voxel(repaired, folder):
         label = read(folder / "fixed" / "labels" / f"{case_id}.nii.gz")
         np.testing.assert_array_equal(label.data, corpus.Writer(folder, case_id, seed).label)
         np.testing.assert_allclose(label.affine, corpus.AFFINE, atol=1e-4)
+
+
+def test_a_copy_has_no_way_back_into_the_input(repaired, folder):
+    """No folder of it is a link, so that what is written below it stays in it."""
+    links = [path for path in (folder / "fixed").rglob("*") if path.is_symlink()]
+    assert len(links) > 100
+    assert not [path for path in links if path.is_dir()]
+    assert (folder / "fixed" / "inside" / "label-of-floats-among-slices" / "slice003.dcm").is_symlink()
+    assert not (folder / "fixed" / "inside" / "label-of-floats-among-slices" / "seg" / "label.nii.gz").is_symlink()
+
+
+@pytest.fixture
+def of_floats(small):
+    """Three cases whose labels are of floats, checked."""
+    manifest, root, kept = small
+    for case_id in ("one", "two", "three"):
+        writer = corpus.Writer(root, case_id, 0)
+        writer.nifti("label", np.asarray(nib.load(writer.path("label")).dataobj).astype(np.float32))
+    return check(manifest, root, workers=1, kept=kept), manifest, root
+
+
+def test_a_stopped_fix_is_finished_and_nothing_is_mended_twice(of_floats, tmp_path, monkeypatch):
+    checked, manifest, root = of_floats
+    mended = []
+
+    def counted(job, stop=None):
+        if job.case.id == stop:
+            raise KeyboardInterrupt
+        mended.append(job.case.id)
+        return mend(job)
+
+    mend = fix_module._mend
+    monkeypatch.setattr(fix_module, "_mend", lambda job: counted(job, stop="three"))
+    with pytest.raises(KeyboardInterrupt):
+        fix(checked, manifest, root, tmp_path / "fixed")
+    with (tmp_path / "fixed" / "repairs.csv").open("a") as stream:
+        stream.write("thr")  # cut short
+    monkeypatch.setattr(fix_module, "_mend", counted)
+    repairs = fix(checked, manifest, root, tmp_path / "fixed")
+    assert [repair.case for repair in repairs] == ["one", "three", "two"]
+    assert sorted(mended) == ["one", "three", "two"]
+    with (tmp_path / "fixed" / "repairs.csv").open(encoding="utf-8") as stream:
+        assert [(row["case"], row["mended"]) for row in csv.DictReader(stream)] == [("one", "label type"), ("three", "label type"), ("two", "label type")]
+    assert not (tmp_path / "fixed" / "labels" / "two.nii.gz").is_symlink()
+
+    corpus.Writer(root, "two", 1).both()
+    now = check(manifest, root, workers=1, kept=tmp_path / "kept")
+    with pytest.raises(UserError, match="before they changed"):
+        fix(now, manifest, root, tmp_path / "fixed")
+
+
+def test_files_that_cannot_be_mended_are_told_when_all_others_are(of_floats, tmp_path):
+    checked, manifest, root = of_floats
+    (root / "labels" / "one.nii.gz").write_bytes(b"gone meanwhile")
+
+    with pytest.raises(UserError, match=r"1 files could not be mended, .*one\.nii\.gz \(ReadFault: .* all others are"):
+        fix(checked, manifest, root, tmp_path / "fixed", workers=2)
+    assert read(tmp_path / "fixed" / "labels" / "two.nii.gz").data.dtype == np.uint8
+    assert read(root / "labels" / "two.nii.gz").data.dtype == np.float32
+
+
+def test_fix_writes_nothing_behind_a_link(of_floats, tmp_path, monkeypatch):
+    checked, manifest, root = of_floats
+    before = snapshot(root)
+    monkeypatch.setattr(fix_module, "_claim", lambda out, *_: out.mkdir() or (out / "labels").symlink_to(root / "labels"))
+    with pytest.raises(UserError, match="leads out of"):
+        fix(checked, manifest, root, tmp_path / "fixed")
+    assert snapshot(root) == before
 
 
 def test_fix_overwrites_nothing(checked, manifest, folder, tmp_path):

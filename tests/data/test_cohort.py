@@ -1,6 +1,8 @@
 """Many cases: each by itself, again only what changed, whatever fails or is killed."""
 
+import hashlib
 import importlib.util
+import json
 import os
 import pickle
 import random
@@ -17,13 +19,15 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from filelock import FileLock
+from monai.data import MetaTensor
+from monai.transforms import Spacing
 
 from homelib import UserError
 from homelib.data import cohort
 from homelib.data.cohort import case_path, open_all, prepare_all
 from homelib.data.layouts import find_cases
 from homelib.data.manifest import Case, load_manifest
-from homelib.data.prepare import Preparation
+from homelib.data.prepare import VERSION, Preparation, sha256_of
 
 _spec = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
 corpus = importlib.util.module_from_spec(_spec)
@@ -122,6 +126,32 @@ def test_other_settings_are_done_again(cases, tmp_path):
     assert len(contents(tmp_path / "out")) == 1
 
 
+def test_without_a_low_pass_an_image_is_interpolated_linearly_alone(cases, tmp_path):
+    """Which is kept with the case; the default's mark is as it was before there was a choice, so that nothing is prepared anew for it."""
+    plain = SETTINGS.model_copy(update={"low_pass": False})
+    assert states(run(cases[:1], tmp_path / "out")) == ["prepared"]
+    (smooth,) = open_all(cases[:1], tmp_path / "out")
+    manifest = load_manifest(cases[0].manifest)
+    classes = [[name, list(values)] for name, values in manifest.classes.items()]
+    files = [sha256_of(cases[0].image), sha256_of(cases[0].label)]
+    told = [VERSION, 2, files, classes, manifest.intensity_window, SETTINGS.spacing_mm, "nearest", "kept"]
+    assert smooth.fingerprint == hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    smooth = np.asarray(smooth.image)
+    assert states(prepare_all(cases[:1], tmp_path / "out", plain, progress=False)) == ["prepared"]
+    (case,) = open_all(cases[:1], tmp_path / "out")
+    assert not case.low_pass
+    expected = Spacing(SETTINGS.spacing_mm, mode="bilinear", padding_mode="border")(MetaTensor(*map(np.asarray, read_image(cases[0].image))))[0].numpy()
+    first = np.linalg.solve(case.native_affine, case.affine)[:3, 3] * np.diag(case.native_affine)[:3] / 12
+    box = tuple(slice(round(start), round(start) + n) for start, n in zip(first, case.image.shape, strict=True))
+    np.testing.assert_allclose(np.asarray(case.image), expected[box], atol=0.05)
+    assert np.asarray(case.image).std() > smooth.std() + 1
+
+
+def read_image(path):
+    image = nib.load(path)
+    return np.asarray(image.dataobj, np.float32)[None], image.affine
+
+
 def test_a_header_whose_voxels_lie_in_another_file_changes_with_it(cases, tmp_path):
     image = tmp_path / "raw" / "scan.mhd"
     sitk.WriteImage(sitk.ReadImage(str(cases[0].image)), str(image))
@@ -168,6 +198,44 @@ def test_cases_that_were_prepared_for_another_manifest_are_refused(changed, tmp_
         open_all(cases, tmp_path / "out")
     prepare_all(cases, tmp_path / "out", Preparation(intensity="scaled"), progress=False)
     open_all(cases, tmp_path / "out")
+
+
+def test_healthy_cases_are_prepared_where_a_label_may_be_empty(tmp_path):
+    """And are told by name where it may not, before and after they were prepared."""
+    healthy, strange = corpus.Writer(tmp_path / "data", "healthy", 0), corpus.Writer(tmp_path / "data", "strange", 1)
+    healthy.both(label=np.zeros_like(healthy.label))
+    strange.both(label=np.full_like(strange.label, 9))  # whatever it is, it is not nothing
+    corpus.Writer(tmp_path / "data", "with", 2).both()
+    manifest = tmp_path / "corpus.yaml"
+    found = []
+    for line in ("", "may_be_empty: true", ""):
+        manifest.write_text(f"{corpus.MANIFEST}{line}")
+        cases = find_cases(load_manifest(manifest), tmp_path / "data").cases
+        outcomes = prepare_all(cases, tmp_path / "out", progress=False)
+        found.append(states(outcomes))
+        assert "no voxel of any class" in outcomes[1].message
+        if line:
+            case = open_all(cases[:1], tmp_path / "out")[0]
+            assert case.places.counts == {}
+            assert not np.asarray(case.label).any()
+        else:
+            assert "may_be_empty: true" in outcomes[0].message
+    assert found == [["failed", "failed", "prepared"], ["prepared", "failed", "unchanged"], ["failed", "failed", "unchanged"]]
+
+
+def test_what_is_known_of_the_inputs_outlives_a_kill(cases, tmp_path, monkeypatch):
+    """It is written now and then, and not at the end alone."""
+    one, seen = cohort._one, []
+
+    def watched(job):
+        stamps = tmp_path / "out" / cohort._STAMPS
+        seen.append(len(json.loads(stamps.read_text())) if stamps.exists() else 0)
+        return one(job)
+
+    monkeypatch.setattr(cohort, "_one", watched)
+    monkeypatch.setattr(cohort, "SAVED_EVERY_SECONDS", -1)
+    run(cases, tmp_path / "out")
+    assert seen == [0, 2, 4, 6]  # files, two a case
 
 
 @pytest.mark.parametrize("workers", [1, 2])

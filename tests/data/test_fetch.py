@@ -171,6 +171,7 @@ def test_a_source_that_publishes_an_md5_alone_is_checked_by_it(server, tmp_path)
 def test_the_folder_of_a_data_set_is_the_one_in_its_archive(tmp_path):
     (tmp_path / "set" / "imagesTr").mkdir(parents=True)
     assert root_of(tmp_path) == tmp_path / "set"
+    assert root_of(tmp_path, [archive_of("https://x/y.zip", sha256="0" * 64, into="set")]) == tmp_path
     (tmp_path / "set2").mkdir()
     assert root_of(tmp_path) == tmp_path
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from monai.data import MetaTensor
 from monai.transforms import Spacing
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 from homelib.data.grid import Resampling, to_ras
 from homelib.data.manifest import load_manifest
 from homelib.data.prepare import Preparation, PreparedCase, prepare_into
+from homelib.run.native import image_to_native
 from homelib.run.predict import one_hot, to_native
 
 MANIFEST = load_manifest("demo_ct")
@@ -184,3 +185,20 @@ def test_labels_come_back_on_the_files_grid(labels, spacing_mm, least, finer, tm
             scores[name] = 2 * both / ((back == index).sum() + (reference == index).sum())
     assert len(scores) >= 5
     assert min(scores.values()) >= least, scores
+
+
+def test_an_image_comes_back_on_the_files_grid_at_the_demos_spacing(finer, tmp_path):
+    """From 3 mm to the demo's 4 mm and back: in the body, the same but for noise and edges; around it, air as before."""
+    case, reference, affine = finer
+    prepare_into(tmp_path / "case.zip", case, Preparation(spacing_mm=(4.0,) * 3))
+    back = image_to_native(PreparedCase.open(case, tmp_path / "case.zip"))
+    file = nib.load(case.image).get_fdata()
+    np.testing.assert_allclose(back.affine, affine, atol=1e-4)
+    assert back.data.shape == file.shape
+    assert np.corrcoef(back.data.ravel(), file.ravel())[0, 1] > 0.99
+    for index in np.unique(reference)[1:]:
+        inside = binary_erosion(reference == index, iterations=2)
+        if inside.sum() > 500:
+            assert abs(back.data[inside].mean() - file[inside].mean()) < 6  # HU; the stomach holds gas, and small structures have edges within reach
+    low = MANIFEST.intensity_window[0]
+    assert (back.data[[0, -1]] <= low).all()  # beyond the box

@@ -212,6 +212,15 @@ def test_labels_whose_names_differ_are_never_merged(tmp_path):
         (tmp_path / "mine.yaml").unlink()
 
 
+def test_labels_that_hold_nothing_are_told_of(tmp_path):
+    root = tmp_path / "data"
+    write(root, LAYOUTS["two folders"])
+    nib.save(nib.Nifti1Image(np.zeros(corpus.SHAPE, np.uint8), corpus.AFFINE), root / "masks" / "b.nii.gz")
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    assert [line for line in manifest.unverified if line.startswith("1 of 3 labels looked at hold nothing")]
+    assert not manifest.may_be_empty
+
+
 def test_a_table_beside_the_masks_is_no_class(tmp_path):
     root = tmp_path / "data"
     write(root, LAYOUTS["a folder a case, masks"])
@@ -224,3 +233,74 @@ def test_images_below_a_folder_that_is_named_after_labels_are_images(tmp_path):
     write(root, pairs("segmentation_task/imagesTr/{}.nii.gz", "segmentation_task/labelsTr/{}.nii.gz", ["p1", "p2"]))
     manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
     assert [bool(case.label) for case in find_cases(manifest, root).cases] == [True, True]
+
+
+@pytest.mark.parametrize("studies", ["same", "own"])
+@pytest.mark.parametrize(("patient", "label"), [("PAT_{}", "PAT_{}"), ("PANCREAS_{}", "label{}")], ids=["alike", "in part"])
+def test_slices_in_folders_of_patient_study_and_series_find_their_labels(studies, patient, label, tmp_path):
+    """As archives hand them out: the patient's folder is the case's, whatever study and series are called."""
+    root, cases = tmp_path / "data", ("0001", "0002", "0013")
+    for seed, case_id in enumerate(cases):
+        writer = corpus.Writer(tmp_path / "made", case_id, seed)
+        inner = ("study", "series") if studies == "same" else (f"11-2{seed}-2015-X{case_id}-1895{seed}", f"Pancreas-6350{seed}")
+        place = root.joinpath("images", patient.format(case_id), *inner)
+        place.parent.mkdir(parents=True)
+        shutil.move(writer.dicom(), place)
+        (root / "labels").mkdir(exist_ok=True)
+        shutil.move(writer.path("label"), root / "labels" / f"{label.format(case_id)}.nii.gz")
+    manifest = import_folder(root, tmp_path / "mine.yaml")
+    (layout,) = manifest.layouts
+    assert layout.image.endswith("}/study/series/" if studies == "same" else "}/*/*/")
+    checked = check(manifest, root, workers=1, kept=tmp_path / "kept")
+    assert checked.findings == ()
+    assert [case.id[-4:] for case in checked.cases] == list(cases)
+    assert all(case.id[-4:] in str(case.label) for case in checked.cases)
+
+
+def test_a_batch_that_is_numbered_as_the_labels_are_is_no_case(tmp_path):
+    for batch, case_id in ((1, "1"), (1, "2"), (2, "3")):
+        place = tmp_path / "data" / f"batch_{batch}" / f"p_{case_id}" / "series"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        writer = corpus.Writer(tmp_path / "made", case_id, int(case_id))
+        shutil.move(writer.dicom(), place)
+        (tmp_path / "data" / "labels").mkdir(exist_ok=True)
+        shutil.move(writer.path("label"), tmp_path / "data" / "labels" / f"{case_id}.nii.gz")
+    manifest = import_folder(tmp_path / "data", tmp_path / "mine.yaml")
+    assert sorted(layout.image for layout in manifest.layouts) == ["batch_1/p_{case}/series/", "batch_2/p_{case}/series/"]
+    assert [case.id for case in find_cases(manifest, tmp_path / "data").cases] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("ids", [["0", "1", "12"], ["0"]])
+def test_labels_in_a_folder_below_the_images_are_no_masks_of_one_case(ids, tmp_path):
+    root = tmp_path / "data"
+    write(root, pairs("volume-{}.nii", "labels/segmentation-{}.nii", ids))
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    assert [(layout.image, layout.label) for layout in manifest.layouts] == [("volume-{case}.nii", "labels/segmentation-{case}.nii")]
+    assert check(manifest, root, workers=1, kept=tmp_path / "kept").findings == ()
+
+
+def test_labels_of_a_second_rater_are_told_of(tmp_path):
+    root = tmp_path / "data"
+    write(root, pairs("images/{}.nii.gz", "labels_rater1/{}.nii.gz", ["c1", "c2"]) | pairs("more/{}.nii.gz", "labels_rater2/{}.nii.gz", ["c1 ", "c2 "]))
+    for case_id in ("c1", "c2"):
+        (root / "labels_rater2" / f"{case_id} .nii.gz").rename(root / "labels_rater2" / f"{case_id}.nii.gz")
+    shutil.rmtree(root / "more")
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    taken = manifest.layouts[0].label
+    other = ({"labels_rater1/{case}.nii.gz", "labels_rater2/{case}.nii.gz"} - {taken}).pop()
+    assert any("Labels left out" in line and other in line and taken not in line for line in manifest.unverified)
+
+
+def test_labels_of_other_ids_than_the_images_are_one_line(tmp_path):
+    root = tmp_path / "data"
+    write(root, {"one": ("images/anna.nii.gz", "labels/x.nii.gz"), "two": ("images/bert.nii.gz", "labels/y.nii.gz")})
+    with pytest.raises(UserError, match=r"found images \(images/\{case\}.nii.gz\) and labels \(labels/\{case\}.nii.gz\), but no id in both"):
+        import_folder(root, tmp_path / "mine.yaml", modality="CT")
+
+
+def test_endings_in_capitals_are_images_too(tmp_path):
+    root = tmp_path / "data"
+    write(root, pairs("images/{}.NII.GZ", "labels/{}.NII.GZ", ["c1", "c2"]))
+    manifest = import_folder(root, tmp_path / "mine.yaml", modality="CT")
+    assert check(manifest, root, workers=1, kept=tmp_path / "kept").findings == ()
+    assert manifest.expected_cases == 2

@@ -74,6 +74,12 @@ def test_too_little_memory_is_one_line_with_what_it_takes():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("gib", [float("nan"), float("inf"), 0, -4])
+def test_a_memory_that_is_none_is_one_line(gib):
+    with pytest.raises(UserError, match=r"^memory: found .*, expected GiB above 0"):
+        plan(PANORAMA, SCANS, memory_gib=gib)
+
+
 def test_no_case_is_one_line():
     with pytest.raises(UserError, match="panorama: found no case to plan for"):
         planned(4, [])

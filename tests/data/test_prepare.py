@@ -210,6 +210,13 @@ def test_memory_is_that_of_four_volumes_at_most(labels, spacing_mm, finer, tmp_p
     assert peak < 4 * 4 * max(np.prod(nib.load(finer.image).shape), prepared.size)
 
 
+@pytest.mark.parametrize("spacing_mm", [(0.01, 0.01, 0.01), (0.001, 0.001, 0.001)], ids=str)
+def test_a_grid_that_no_memory_holds_is_refused_before_it_is_made(files, prepared_at, spacing_mm):
+    with pytest.raises(UserError, match=r"image.* spacing: found 0\.0\d+x.* mm, at which it has .* voxels, .* GiB, expected 16 GiB at most") as caught:
+        prepared_at(files.write(), spacing_mm)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_the_coarse_grid_cannot_hold_is_smoothed_away(files, prepared_at):
     noise = np.random.default_rng(0).normal(0, 100, files.image.shape).astype(np.float32)
     coarse, fine = (prepared_at(files.write(image=noise), spacing).image.std() for spacing in (21.0, 7.0))

@@ -13,7 +13,10 @@ import torch
 from homelib import UserError
 from homelib.config import override, preset
 from homelib.data.check import kept_folder
+from homelib.data.cohort import case_path, prepare_all
+from homelib.data.layouts import find_cases
 from homelib.data.manifest import load_manifest
+from homelib.data.prepare import Preparation
 from homelib.run import cohort as module
 from homelib.run.checkpoint import build_network, save_weights
 from homelib.run.cohort import DataSet, cohort, folds_of
@@ -37,6 +40,18 @@ def test_settings_are_completed_by_the_manifest_and_the_fold(ct_set, brief):
     assert (set(data.train_cases), set(data.validation_cases)) == (set(other.validation_cases), set(other.train_cases))
     assert [case.case.id for case in made.train] == list(data.train_cases)
     assert [case.case.id for case in made.validation] == list(data.validation_cases)
+
+
+def test_how_the_images_were_resampled_is_in_the_settings_and_the_same_for_all(ct_set, brief, tmp_path):
+    """So that what is predicted is prepared as what was trained on."""
+    cases = find_cases(load_manifest(ct_set.set.manifest), ct_set.set.root).cases
+    other = replace(ct_set.set, prepared=tmp_path / "plain")
+    prepare_all(cases, other.prepared, Preparation(low_pass=False), progress=False)
+    assert cohort(brief, [ct_set.set], fold=0).settings.data.low_pass
+    assert not cohort(brief, [other], fold=0).settings.data.low_pass
+    shutil.copy(case_path(ct_set.set.prepared, cases[0].id), other.prepared)
+    with pytest.raises(UserError, match="some with a low-pass and some without"):
+        cohort(brief, [other], fold=0)
 
 
 def test_patch_and_epochs_are_the_manifests_unless_the_user_says_otherwise(ct_set, tmp_path):

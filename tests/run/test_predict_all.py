@@ -64,6 +64,20 @@ def scans(own_cache, tmp_path):
     return folder
 
 
+def test_a_scan_is_prepared_as_those_that_were_trained_on(runs, scans, settings, tmp_path, monkeypatch):
+    asked = []
+
+    def asked_for(path, case, how, **_):
+        asked.append(how)
+        raise UserError("enough")
+
+    monkeypatch.setattr(predict_all_module, "prepare_into", asked_for)
+    plain = make_run(tmp_path / "plain", override(settings, {"data.low_pass": False, "data.spacing_mm": (11, 11, 11)}), 0)
+    for run in (runs[0], plain):
+        predict_all(find_inputs([scans / "b.nrrd"], MANIFEST), Ensemble.of([run]), tmp_path / run.name, progress=False)
+    assert [(how.low_pass, how.spacing_mm) for how in asked] == [(True, settings.data.spacing_mm), (False, (11, 11, 11))]
+
+
 def test_every_format_comes_back_in_its_own_at_its_place_and_a_bad_scan_stops_nothing(runs, scans, tmp_path, settings):
     said = []
     cases = find_inputs([scans], MANIFEST)
