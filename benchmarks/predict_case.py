@@ -1,49 +1,63 @@
-"""What is measured of prediction: a scan from file to file through a network of one convolution, in a process that does nothing else."""
+"""What is measured of prediction: a scan from file to file through a network of one product, in a process that does nothing else."""
 
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Measured, memory_peak
+from benchmarks.measure import Measured, hand_back_freed_memory, memory_now, memory_peak
+
+GIB = 2**30
 
 
-class OneConvolution(torch.nn.Module):
-    """As many classes as asked; its own memory is that of a window."""
+class OnePoint(torch.nn.Module):
+    """A convolution of 1x1x1 voxels to as many classes as asked, as a product: it holds its output and nothing else, so that the memory that is
+    measured is the prediction's."""
 
     def __init__(self, classes: int):
         super().__init__()
-        self.convolution = torch.nn.Conv3d(1, classes, 3, padding=1)
+        self.weight = torch.nn.Parameter(torch.linspace(-1, 1, classes).view(1, -1, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.convolution(x)
+        return x * self.weight
 
 
 def predict_scan(*, image: str, classes: int, patch: int, out: str) -> tuple[dict, Measured]:
-    """Read, prepare at the scan's own spacing, predict with overlap 0.5, write. Peak: of the whole process, Python and libraries included."""
+    """Read, prepare at the scan's own spacing, predict with overlap 0.5, write.
+
+    Detail: GiB of the whole process at its peak, of what was there before (Python and libraries), and of what `home predict` says that it will take.
+    """
     from benchmarks.data_cases import SCAN_MM
     from homelib.config import override, preset
+    from homelib.data.header import read_header
     from homelib.data.manifest import Case, load_manifest
+    from homelib.run import needed
     from homelib.run.predict_all import Ensemble, predict_all
-    from homelib.run.sliding import Windows
 
     names = [f"class_{index}" for index in range(1, classes)]
     text = load_manifest("demo_ct").model_copy(update={"name": "many", "classes": {name: (index,) for index, name in enumerate(names, start=1)}})
     manifest = _written(text, Path(out).parent / "many.yaml")
     changes = {"data.manifest": str(manifest), "data.spacing_mm": SCAN_MM, "data.patch_voxels": (patch,) * 3, "model.out_channels": classes}
     settings = override(preset("paper"), changes | {"training.accelerator": "cpu"})
-    shape = []
+    said = []
 
-    def say(line: str) -> None:
-        shape[:] = [int(n) for n in line.split(": ")[1].split(" ")[0].split("x")]
-
-    start = time.perf_counter()
+    hand_back_freed_memory()  # as of all that is measured
+    start, before = time.perf_counter(), memory_now("cpu")
     case = Case("scan", Path(image), None, "CT", "SYNTHETIC", str(manifest))
-    (done,) = predict_all([case], Ensemble((OneConvolution(classes),), settings, ""), out, progress=False, say=say)
+    (done,) = predict_all([case], Ensemble((OnePoint(classes),), settings, ""), out, progress=False, say=said.append)
     seconds = time.perf_counter() - start
     assert done.state == "predicted", done.message
-    buffer = Windows.over(shape, (patch,) * 3, overlap=settings.prediction.overlap).buffer_bytes(classes)
-    detail = {"peak_gib": memory_peak("cpu") / 2**30, "buffer_gib": buffer / 2**30, "prepared": shape}
+    shape = tuple(int(n) for n in said[-1].split(": ")[1].split(" ")[0].split("x"))
+    stated = needed.predicting(shape, done.shape, settings)
+    header = read_header(image)
+    detail = {
+        "peak_gib": memory_peak("cpu") / GIB,
+        "before_gib": before / GIB,
+        "buffer_gib": stated["buffer"] / GIB,
+        "predicting_gib": sum(stated.values()) / GIB,
+        "preparing_gib": sum(needed.preparing(header, needed.prepared_shape(header, SCAN_MM)).values()) / GIB,
+        "prepared": shape,
+    }
     return {}, Measured(seconds, seconds, seconds, 1, memory_peak("cpu") / 2**20, detail)
 
 

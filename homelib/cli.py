@@ -165,28 +165,30 @@ def predict(
 ) -> None:
     """Segment scans with a trained run, each on its own grid and in its own format. Called again, it does only what is missing."""
     from .run.inputs import find_inputs, find_part, manifest_for
-    from .run.predict_all import Ensemble, predict_all
+    from .run.predict_all import Ensemble, Predicted, predict_all
 
     if bool(images) == bool(root):
         raise UserError("INPUT: expected scans, or a data set's folder by --root; found " + ("both." if root else "neither."))
     ensemble = Ensemble.of([folder, *join], accelerator=accelerator)
     changes = ({} if mirror is None else {"mirror": mirror}) | ({"one_piece": tuple(one_piece)} if one_piece else {})
     manifest = manifest_for(ensemble.settings.data, modality)
-    cases = find_part(manifest, root, part) if root else find_inputs(images, manifest, modality=modality)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)
 
-    alone = len(cases) == 1
-    done = predict_all(cases, ensemble.with_prediction(**changes), out, probabilities=probabilities, progress=sys.stderr.isatty(), say=say)
-    if alone and done[0].state == "failed":
-        raise UserError(done[0].message)
-    for result in done:
+    cases = find_part(manifest, root, part) if root else find_inputs(images, manifest, modality=modality, say=say)
+
+    def on_done(result: Predicted) -> None:
         if result.state == "predicted":
             found = ", ".join(f"{name} {voxels}" for name, voxels in result.voxels.items())
             say(f"{result.path}: {'x'.join(map(str, result.shape))} voxels; {found}")
-        elif result.state == "failed":
+        elif result.state == "failed" and len(cases) > 1:
             say(result.message)
+
+    how = {"probabilities": probabilities, "progress": sys.stderr.isatty(), "say": say, "on_done": on_done}
+    done = predict_all(cases, ensemble.with_prediction(**changes), out, **how)
+    if len(cases) == 1 and done[0].state == "failed":
+        raise UserError(done[0].message)
     count = {state: sum(result.state == state for result in done) for state in ("predicted", "unchanged", "failed")}
     say(f"{out}: {', '.join(f'{n} {state}' for state, n in count.items())}.")
     if count["failed"]:

@@ -98,15 +98,23 @@ def _pattern(ids: set[str], image: str, label: str | None) -> str:
     return f"[^/]+(?<!{own})" if own else "[^/]+"
 
 
-def images_and_labels(root: Path) -> tuple[list[str], list[str]]:
-    """Images and labels below `root`, as paths relative to it; a folder of slices or of masks is one path that ends in `/`."""
+def images_and_labels(root: Path, *, everywhere: bool = False) -> tuple[list[str], list[str]]:
+    """Images and labels below `root`, as paths relative to it; a folder of slices or of masks is one path that ends in `/`.
+
+    everywhere: below linked folders too, each looked into once, and however deep.
+    """
     images, labels = [], []
     volumes_in: dict[Path, set[str]] = {}
-    for folder, folders, names in os.walk(root):
+    seen = {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, followlinks=everywhere):
         relative = Path(folder).relative_to(root)
-        if len(relative.parts) >= _DEPTH:
+        if len(relative.parts) >= _DEPTH and not everywhere:
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if everywhere:  # a loop of links has no end
+            places = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+            folders[:] = [name for name in folders if places[name] not in seen]
+            seen |= set(places.values())
         volumes = sorted(name for name in names if has_suffix(name) and not name.startswith("."))
         volumes_in[relative] = set(volumes)
         here = "" if relative == Path(".") else f"{relative.as_posix()}/"

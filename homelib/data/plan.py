@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from ..errors import UserError
+from .header import read_header
 from .manifest import Case, Manifest
 from .memory import GIB, VOXEL_BYTES
-from .prepare import read_array
-from .reading import has_suffix, itk_reader
 
 STEP_VOXELS = 16  # the network halves a patch four times
 LEAST_VOXELS = 32
@@ -161,34 +159,9 @@ def grids_of(cases: Sequence[Case]) -> tuple[list[tuple[tuple[int, ...], tuple[f
 
 
 def grid_of(path: str | Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape in voxels and spacing in mm of an image, along right-left, front-back, up. Only the header is read, save of a DICOM folder.
-
-    Raises UserError: a file that cannot be read.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            volume, affine = read_array(path)
-            shape = volume.shape
-        elif has_suffix(path, (".nii", ".nii.gz")):
-            file = nib.load(path)
-            shape, affine = file.shape[:3], file.affine
-        else:
-            reader = itk_reader(str(path))
-            shape = reader.GetSize()[:3]
-            affine = np.eye(4)
-            affine[:3, :3] = np.diag([-1, -1, 1]) @ np.array(reader.GetDirection()).reshape(3, 3) @ np.diag(reader.GetSpacing()[:3])
-        if len(shape) != 3:
-            raise ValueError(f"{len(shape)} axes")
-        order = nib.orientations.io_orientation(affine)[:, 0].astype(int)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged header raises anything
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: its header cannot be read ({type(error).__name__}: {reason}); expected a 3D image. Is it whole?") from None
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    back = np.argsort(order)
-    return tuple(int(shape[axis]) for axis in back), tuple(float(spacing[axis]) for axis in back)
+    """Shape in voxels and spacing in mm of an image, along right-left, front-back, up. Only headers are read. Raises UserError as `read_header`."""
+    header = read_header(path)
+    return header.ras_shape, header.ras_spacing_mm
 
 
 def device_memory_gib() -> float:

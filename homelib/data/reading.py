@@ -87,7 +87,7 @@ def read(path: str | Path) -> Volume:
     path = Path(path)
     _require_readable(path)
     try:
-        with _quiet():
+        with quiet():
             raw = _read_dicom(path) if path.is_dir() else _read_nifti(path) if has_suffix(path, (".nii", ".nii.gz")) else _read_itk([str(path)])
     except ReadFault:
         raise
@@ -210,7 +210,7 @@ def _checked(path: Path, raw: _Raw) -> Volume:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Nothing on stderr: what nibabel, ITK and pydicom would warn of is told as a finding."""
     loggers = [logging.getLogger(name) for name in ("nibabel.global", "pydicom")]
     levels = [logger.level for logger in loggers]
@@ -263,7 +263,7 @@ def _raw_pixdim(path: Path, header) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
+def no_stderr() -> Iterator[None]:
     """ITK's own libraries print what is wrong with a file past Python; the exception says it too."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -277,7 +277,7 @@ def _no_stderr() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _with_plain_names(files: list[str]) -> Iterator[list[str]]:
+def with_plain_names(files: list[str]) -> Iterator[list[str]]:
     """The same files under names that ITK takes: it wants UTF-8, and a name may hold any bytes."""
     try:
         "".join(files).encode()
@@ -294,7 +294,7 @@ def _read_itk(files: list[str]) -> _Raw:
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    with _no_stderr(), _with_plain_names(files) as files:
+    with no_stderr(), with_plain_names(files) as files:
         if len(files) == 1:
             reader = itk_reader(files[0])
             _require_bearable(files[0], int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents())

@@ -1,10 +1,10 @@
 """What a user points at, as cases to predict: files, folders of files, folders of DICOM slices, a part of a data set."""
 
 import difflib
-import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..config import DataConfig, Settings
 from ..data.cases import demo_data
@@ -12,15 +12,23 @@ from ..data.demo import DEMO_MANIFESTS
 from ..data.dicom import DICOM_MODALITIES, told_modality
 from ..data.layouts import find_cases
 from ..data.manifest import Case, Manifest, Modality, load_manifest
+from ..data.naming import images_and_labels
 from ..data.reading import has_suffix, split_suffix
 from ..data.split import split
 from ..errors import UserError
+from . import record
+from .pairs import LABEL_MAP
 
 
-def find_inputs(paths: Sequence[str | Path], manifest: Manifest, *, modality: str | None = None) -> list[Case]:
+def find_inputs(
+    paths: Sequence[str | Path], manifest: Manifest, *, modality: str | None = None, say: Callable[[str], None] = lambda line: None
+) -> list[Case]:
     """Unlabelled cases of a data set's kind, in order. Ids are the files' names, less their ending and nnU-Net's `_0000`.
 
-    modality: of all of them; None takes the data set's, or what a folder of DICOM slices says of itself.
+    Args:
+        paths: files, folders of slices, and folders of both, however deep.
+        modality: of all of them; None takes the data set's, or what a folder of DICOM slices says of itself.
+        say: told what in a folder is left out, and why.
 
     Raises UserError: nothing there, two of one id, a modality that the data set has no window for.
     """
@@ -28,7 +36,7 @@ def find_inputs(paths: Sequence[str | Path], manifest: Manifest, *, modality: st
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path}: no such file; expected a scan (NIfTI, NRRD, MetaImage), a folder of scans or of DICOM slices. Check the path.")
-        here = {path: _id(path)} if path.is_file() or holds_slices(path) else _in_folder(path)
+        here = {path: _id(path)} if path.is_file() or holds_slices(path) else _in_folder(path, say)
         if not here:
             raise UserError(f"{path}: no scan there, expected NIfTI, NRRD or MetaImage files, or DICOM slices. Check the folder.")
         found |= here
@@ -100,16 +108,29 @@ def holds_slices(folder: Path) -> bool:
     return False
 
 
-def _in_folder(folder: Path) -> dict[Path, str]:
-    """Its scans, and its folders of slices, those deeper down (patient/study/series) too: path -> id, `patient_study_series` say."""
-    found = {}
-    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if path.is_file() and has_suffix(path):
-            found[path] = _id(path)
-        elif path.is_dir():
-            series = [Path(below) for below, _, _ in os.walk(path) if holds_slices(Path(below))]
-            found |= {one: "_".join(one.relative_to(folder).parts) for one in sorted(series)}
+def _in_folder(folder: Path, say: Callable[[str], None]) -> dict[Path, str]:
+    """Its scans, and those deeper down (patient/study/series): path -> id. Deeper down a folder of slices, or of one scan, lends it the names of its way,
+    `patient_study_series` say; one of several scans has its own name behind. Labels there, and what was predicted, are left out and told of."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    found = {path: _id(path) for path in files if has_suffix(path)}
+    images, labels = (sorted(name for name in names if "/" in name) for names in images_and_labels(folder, everywhere=True))
+    predicted = {way for name in (*images, *labels) for way in _ways(name) if any((folder / way / told).exists() for told in (record.NAME, LABEL_MAP))}
+    images, labels = ([name for name in names if not predicted & set(_ways(name))] for names in (images, labels))
+    together = Counter(_ways(name)[0] for name in images)
+    for name in images:
+        path, way = folder / name, _ways(name)[0]
+        found[path] = "_".join(way.parts if together[way] == 1 else (*way.parts, _id(path)))
+    if labels:
+        say(f"{folder}: left out {len(labels)} labels, by their names ({labels[0]}{', ...' if len(labels) > 1 else ''}).")
+    if predicted:
+        say(f"{folder}: left out {', '.join(sorted(map(str, predicted)))}, which hold predictions: a record of them, or a {LABEL_MAP}.")
     return found
+
+
+def _ways(name: str) -> list[PurePosixPath]:
+    """The folders on the way to a file, or to a folder of slices (`a/b/`): that of the scan first, in which it is alone or not."""
+    path = PurePosixPath(name)
+    return [*([path] if name.endswith("/") else []), *list(path.parents)[:-1]]
 
 
 def _modality(path: Path, manifest: Manifest) -> Modality:

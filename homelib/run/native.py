@@ -114,6 +114,12 @@ class NativeLabels:
         return resample(MetaTensor(volume[None], affine=source), dst_affine=target, spatial_size=shape)[0].as_tensor()
 
 
+def slab_bytes(voxels: int) -> int:
+    """What the interpolation of one class after the other takes on so many of a file's voxels (not of a sheared one): at most four float32 volumes of
+    a slab, the class and whether it changes."""
+    return (4 * 4 + 2) * min(SLAB_VOXELS, voxels)
+
+
 def to_native(probabilities: np.ndarray, case: PreparedCase) -> np.ndarray:
     """Labels (native D, H, W) uint8 on the file's grid, from probabilities (classes, D, H, W) on the prepared one."""
     native = NativeLabels(case, 0)

@@ -10,7 +10,7 @@ from ..data.manifest import load_manifest
 from ..errors import UserError
 from .checkpoint import build_network, load_weights
 from .inputs import find_inputs
-from .predict_all import Ensemble, predict_all
+from .predict_all import Ensemble, fingerprint_of, predict_all
 
 LAYOUTS = (  # settings, weights, folder of the manifest
     ("config.json", "model.safetensors", "."),
@@ -33,12 +33,12 @@ def load(folder: str | Path) -> Ensemble:
             settings = override(settings, {"data.manifest": here(settings.data.manifest), "data.also": tuple(map(here, settings.data.also))})
             network = load_weights(build_network(settings), folder / weights).eval()
             device = "cuda" if settings.training.accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
-            return Ensemble((network.to(device),), settings, "")
+            return Ensemble((network.to(device),), settings, fingerprint_of([folder / weights]))
     raise UserError(f"{folder}: no config.json and no configs/settings.json, expected a folder that `home export` has written.")
 
 
 def segment(ensemble: Ensemble, image: str | Path, output: str | Path) -> Path:
-    """Labels of one scan (NIfTI, NRRD, MetaImage or a folder of DICOM slices) into a file that is not there yet. Raises UserError."""
+    """Labels of one scan (NIfTI, NRRD, MetaImage or a folder of DICOM slices) into a file, unless they are there already. Raises UserError."""
     cases = find_inputs([image], load_manifest(ensemble.settings.data.manifest))
     if not str(output).endswith((".nii.gz", ".nii", ".nrrd", ".mha")):
         raise UserError(f"output: found {str(output)!r}, expected a name that ends in .nii.gz, .nii, .nrrd or .mha.")

@@ -26,7 +26,7 @@ from .mixture import label_space
 from .native import NativeLabels, to_native
 from .sliding import Network, Windows, cut, finished_rows
 
-__all__ = ["keep_largest_pieces", "memory_estimate", "one_hot", "predict_label", "predict_probabilities", "save_label", "to_native", "windows_of"]
+__all__ = ["keep_largest_pieces", "one_hot", "predict_label", "predict_probabilities", "save_label", "to_native", "windows_of"]
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,7 @@ def predict_label(
             for first_row, rows in case_rows(networks, case, settings, windows, **how):
                 native.add(first_row, rows)
             return keep_largest_pieces(native.label, single)
-        except RuntimeError as error:  # of a GPU a kind of its own, of the machine's memory a plain one
+        except (RuntimeError, MemoryError) as error:  # of a GPU a kind of its own, of the machine PyTorch's is a plain one and NumPy's a MemoryError
             if not is_out_of_memory(error):
                 raise  # else what was held is freed when the exception is gone
         del native
@@ -96,17 +96,6 @@ def predict_label(
             say(f"{case.case.id}: out of memory on {device}; once more with {size} windows at a time, sums of {windows.count} windows on {where}.")
     remedy = "Crop the scan, or predict on a machine with more" if device == CPU else "Predict with --accelerator cpu"
     raise UserError(f"{case.case.id}: not enough memory on {device} for one window of {'x'.join(map(str, windows.patch))} voxels, expected more. {remedy}.")
-
-
-def memory_estimate(case: PreparedCase, settings: Settings) -> dict[str, int]:
-    """Bytes by what they are for, beyond the networks and Python: only `buffer` and `window` grow with the number of classes."""
-    windows, classes = windows_of(case, settings), settings.model.out_channels
-    patch = int(np.prod(windows.patch))
-    return {
-        "buffer": windows.buffer_bytes(classes),
-        "window": 4 * patch * (classes + 1) * settings.prediction.window_batch,
-        "labels": int(np.prod(case.native_shape)),
-    }
 
 
 def device_of(network: Network) -> torch.device:

@@ -64,8 +64,20 @@ class Windows:
         return int(np.prod(self.padded)) // self.padded[self.axis]
 
     def buffer_bytes(self, classes: int) -> int:
-        """What the sums of weighted logits and of weights take, float32: the only part that grows with the number of classes."""
+        """What the sums of weighted logits and of weights take, float32."""
         return 4 * (classes + 1) * self.patch[self.axis] * self.row_voxels
+
+    def window_bytes(self, classes: int, count: int, *, alone: bool) -> int:
+        """What `count` windows at a time take: themselves, their logits, and of one the weighted logits. alone: no mean over networks or mirrors is
+        made, for which there are three of the logits at a time."""
+        voxels = 4 * int(np.prod(self.patch))
+        return voxels * ((1 + classes) * count + classes) if alone else voxels * (2 + 3 * classes) * count
+
+    def handed_on(self, classes: int) -> list[list[int]]:
+        """How many rows are handed on together, window by window along the slab axis: those that no later window reaches, as `ROWS_BYTES` hold them."""
+        starts, rows = self.starts[self.axis], max(1, ROWS_BYTES // (4 * classes * self.row_voxels))
+        done = [*(after - before for before, after in itertools.pairwise(starts)), self.patch[self.axis]]
+        return [[min(rows, count - first) for first in range(0, count, rows)] for count in done]
 
 
 def finished_rows(
@@ -124,8 +136,9 @@ def finished_rows(
                 sums[(slice(None), *box)] += (its.movedim(1 + axis, 1) * weight).to(where)
                 weights[box] += weight.to(where)
             on_window(len(chosen))
-        done = starts[number + 1] - start if number + 1 < len(starts) else P  # rows that no later window reaches
-        yield from _finished(sums, weights, done, first_row=start, windows=windows, cuts=cuts, finish=finish)
+        parts = windows.handed_on(len(sums))[number]
+        yield from _finished(sums, weights, parts, first_row=start, windows=windows, cuts=cuts, finish=finish)
+        done = sum(parts)
         if number + 1 < len(starts):
             for volume in (*sums, weights):  # class by class: the copy that an overlapping move needs stays small
                 volume[: P - done] = volume[done:].clone()
@@ -133,13 +146,12 @@ def finished_rows(
 
 
 def _finished(
-    sums: Tensor, weights: Tensor, done: int, *, first_row: int, windows: Windows, cuts: list[slice], finish: Callable[[Tensor], Tensor]
+    sums: Tensor, weights: Tensor, parts: Sequence[int], *, first_row: int, windows: Windows, cuts: list[slice], finish: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[int, Tensor]]:
-    """The buffer's first `done` rows as they are handed on, a few at a time, without what lies beyond the scan."""
+    """The buffer's first rows as they are handed on, in parts of so many, without what lies beyond the scan."""
     before, n = windows.before[windows.axis], windows.shape[windows.axis]
-    rows = max(1, ROWS_BYTES // (4 * sums.shape[0] * windows.row_voxels))
-    for start in range(0, done, rows):
-        low, high = max(start, before - first_row), min(start + rows, done, before + n - first_row)
+    for start, rows in zip(itertools.accumulate(parts, initial=0), parts, strict=False):  # accumulate ends with all of them
+        low, high = max(start, before - first_row), min(start + rows, before + n - first_row)
         if low < high:
             box = (slice(low, high), *cuts)
             yield first_row + low - before, finish(sums[(slice(None), *box)] / weights[box])
@@ -167,4 +179,5 @@ def _logits(networks: Sequence[Network], batch: Tensor, *, mirror: bool) -> Tens
             logits = network(seen).float()
             logits = logits.flip(axes) if axes else logits
             total = logits if total is None else total + logits
-    return total / (len(axes_of) * len(networks))
+    count = len(axes_of) * len(networks)
+    return total if count == 1 else total / count  # one less copy, which is large

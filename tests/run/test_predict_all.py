@@ -1,6 +1,7 @@
 """Many scans through a run: formats, what is skipped, what fails, ensembles, clean-up, maps, and memory that does not suffice."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -34,6 +35,11 @@ def make_run(folder, settings, seed):
     return folder
 
 
+def names_in(folder) -> set[str]:
+    """Names of what is in a folder; a lock, which some versions of filelock leave behind, is nothing."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
 @pytest.fixture(scope="module")
 def settings(smoke):
     return override(smoke, {"data.manifest": "demo_ct", "data.patch_voxels": (32, 32, 32), "prediction.window_batch": 4})
@@ -59,7 +65,7 @@ def scans(own_cache, tmp_path):
     image.SetDirection((np.diag([-1, -1, 1]) @ affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).ravel().tolist())
     for name in ("b.nrrd", "c.mha"):
         sitk.WriteImage(image, str(folder / name))
-    (folder / "damaged.nii.gz").write_bytes(b"nothing")
+    (folder / "bad.nii.gz").write_bytes(b"nothing")
     (folder / "notes.txt").write_text("mine")
     return folder
 
@@ -81,11 +87,15 @@ def test_a_scan_is_prepared_as_those_that_were_trained_on(runs, scans, settings,
 def test_every_format_comes_back_in_its_own_at_its_place_and_a_bad_scan_stops_nothing(runs, scans, tmp_path, settings):
     said = []
     cases = find_inputs([scans], MANIFEST)
-    assert [case.id for case in cases] == ["a", "b", "c", "damaged"]
-    done = predict_all(cases, Ensemble.of(runs[:1]), tmp_path / "out", progress=False, say=said.append)
-    assert [result.state for result in done] == ["predicted"] * 3 + ["failed"]
-    assert done[3].message.startswith(f"{scans / 'damaged.nii.gz'}: cannot be read")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "b.nrrd", "c.mha", "labels.json", ".predicted.json"}
+    assert [case.id for case in cases] == ["a", "b", "bad", "c"]
+
+    def on_done(result):
+        said.append(f"{result.case}: {result.state}")
+
+    done = predict_all(cases, Ensemble.of(runs[:1]), tmp_path / "out", progress=False, say=said.append, on_done=on_done)
+    assert [result.state for result in done] == ["predicted", "predicted", "failed", "predicted"]
+    assert done[2].message.startswith(f"{scans / 'bad.nii.gz'}: cannot be read")
+    assert names_in(tmp_path / "out") == {"a.nii.gz", "b.nrrd", "c.mha", "labels.json", ".predicted.json"}
     assert json.loads((tmp_path / "out" / "labels.json").read_text())["3"] == MANIFEST.class_names[3]
     first, place = read_array(tmp_path / "out" / "a.nii.gz")
     assert first.dtype == np.uint8
@@ -96,7 +106,16 @@ def test_every_format_comes_back_in_its_own_at_its_place_and_a_bad_scan_stops_no
         np.testing.assert_allclose(affine, place, atol=1e-3)
         assert label.dtype == np.uint8
         assert (label != first).mean() < 1e-3  # the same scan, its intensities rounded
-    assert len([line for line in said if "memory beyond the network" in line]) == 3
+    parts = (("preparing", ("scan", "resampling")), ("predicting", ("buffer", "windows", "slabs", "labels")))
+    stages = [rf"{stage} [0-9.]+ \({', '.join(f'{what} [0-9.]+' for what in listed)}\)" for stage, listed in parts]
+    expected = [
+        f"a: 48x48x48 voxels, 28x28x28 or fewer as prepared; memory beyond the networks, GiB at most: {', '.join(stages)}\\.",  # before it is read
+        f"a: 28x[0-9]+x28 voxels as prepared; memory beyond the networks, GiB: {stages[1]}\\.",
+        "a: predicted",  # before the next one
+    ]
+    for line, pattern in zip(said, expected, strict=False):
+        assert re.fullmatch(pattern, line), line
+    assert [line for line in said if line.startswith("bad")] == ["bad: failed"] == [said[6]]
 
 
 def test_the_labels_are_those_of_python_and_a_rerun_does_what_is_missing(runs, scans, tmp_path, settings):
@@ -132,7 +151,7 @@ def test_a_prediction_that_is_killed_is_finished_by_the_same_command(written, ru
             predict_all(cases, ensemble, tmp_path / "out", progress=False)
     (done,) = predict_all(cases, ensemble, tmp_path / "out", progress=False)
     assert done.state == ("unchanged" if written else "predicted"), done.message
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "labels.json", ".predicted.json"}
+    assert names_in(tmp_path / "out") == {"a.nii.gz", "labels.json", ".predicted.json"}
 
 
 @pytest.mark.parametrize("name", ["labels.json", "x.labels.json"])
@@ -197,10 +216,10 @@ def test_a_probability_map_of_the_users_is_left_as_it_is(runs, scans, tmp_path):
 def test_two_processes_on_one_folder_keep_each_others_record(runs, scans, tmp_path):
     ensemble, out = Ensemble.of(runs[:1]), tmp_path / "out"
     first, second = find_inputs([scans / "a_0000.nii.gz"], MANIFEST) * 2
-    ours, theirs = (predict_all_module._Done.open(out, ensemble, False) for _ in range(2))
+    ours, theirs = (predict_all_module._record(out, ensemble, False) for _ in range(2))
     ours.add(first)
     theirs.add(replace(second, id="b"))
-    again = predict_all_module._Done.open(out, ensemble, False)
+    again = predict_all_module._record(out, ensemble, False)
     assert again.began(first)
     assert again.began(replace(second, id="b"))
     assert not again.began(replace(second, id="c"))
@@ -242,14 +261,17 @@ def test_out_of_memory_halves_the_windows_then_sums_elsewhere_and_says_so(prepar
         predict_label([never], prepared, small)
 
 
-def test_a_scan_that_the_machine_has_no_memory_for_stops_no_other(scans, settings, tmp_path):
-    """Of a CPU PyTorch's error is a plain RuntimeError."""
+@pytest.mark.parametrize(
+    "error", [RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), MemoryError()]
+)
+def test_a_scan_that_the_machine_has_no_memory_for_stops_no_other(error, scans, settings, tmp_path):
+    """Of a CPU PyTorch's error is a plain RuntimeError, and NumPy's a MemoryError."""
     asked = []
 
     def network(x):
         asked.append(len(x))
         if len(asked) < 4:  # with 4, 2 and 1 windows at a time
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+            raise error
         return torch.zeros(len(x), 9, *x.shape[2:])
 
     small = override(settings, {"data.patch_voxels": (16, 16, 16)})
@@ -265,12 +287,6 @@ def test_a_scan_that_the_machine_has_no_memory_for_stops_no_other(scans, setting
         predict_all(find_inputs([scans / "b.nrrd"], MANIFEST), Ensemble((wrong,), settings, ""), tmp_path / "other", progress=False)
 
 
-def test_memory_beyond_the_stated_buffer_does_not_depend_on_the_classes(prepared, settings):
-    few, many = (predict_module.memory_estimate(prepared, override(settings, {"model.out_channels": classes})) for classes in (3, 26))
-    assert few["labels"] == many["labels"]
-    assert many["buffer"] / few["buffer"] == pytest.approx(27 / 4)
-
-
 def test_scans_are_prepared_by_the_data_set_of_the_run_that_has_their_modality():
     joint = DataConfig(manifest="demo_ct", also=("demo_mr_spine",))
     assert [manifest_for(joint, modality).name for modality in (None, "CT", "MRI", "US")] == ["demo_ct", "demo_ct", "demo_mr_spine", "demo_ct"]
@@ -283,19 +299,51 @@ def test_folders_of_slices_and_what_is_no_scan(tmp_path, scans, monkeypatch):
     (slices / "1.dcm").write_bytes(b"\0" * 128 + b"DICM")
     assert [case.id for case in find_inputs([tmp_path / "series"], MANIFEST)] == ["patient-1"]
     assert [case.image for case in find_inputs([slices], MANIFEST)] == [slices]
-    monkeypatch.chdir(slices)
-    assert [case.id for path in (".", "../patient-1/.") for case in find_inputs([path], MANIFEST)] == ["patient-1"] * 2
+    with monkeypatch.context() as patch:
+        patch.chdir(slices)
+        assert [case.id for path in (".", "../patient-1/.") for case in find_inputs([path], MANIFEST)] == ["patient-1"] * 2
     assert suffix_of(slices) == ".nii.gz"
     (tmp_path / "x.mhd").write_text("")
     assert suffix_of(tmp_path / "x.mhd") == ".mha"
-    for paths, told in (([tmp_path / "none"], "no such file"), ([scans / ".."], "no scan there")):
-        (tmp_path / "x.mhd").unlink(missing_ok=True)
+    (tmp_path / "bare").mkdir()
+    for path, told in ((tmp_path / "none", "no such file"), (tmp_path / "bare", "no scan there")):
         with pytest.raises(UserError, match=told):
-            find_inputs(paths, MANIFEST)
+            find_inputs([path], MANIFEST)
     with pytest.raises(UserError, match="found the same name as"):
         find_inputs([scans / "a_0000.nii.gz", shutil.copy(scans / "a_0000.nii.gz", tmp_path / "a.nii.gz")], MANIFEST)
     with pytest.raises(UserError, match="no intensity window for MRI"):
         find_inputs([scans], MANIFEST, modality="MRI")
+
+
+def test_scans_in_subfolders_are_found_named_by_their_way_and_what_is_none_is_told(tmp_path):
+    """A folder a case with its label beside, a folder of several, slices; not what was predicted before, nor what is hidden."""
+    names = ["top.nii.gz", "case_1/ct.nii.gz", "case_1/segmentation.nii.gz", "case_2/ct.nii.gz", "more/deep/a_0000.nii.gz", "more/deep/b.mha"]
+    names += ["more/labels/case_1.nii.gz", ".hidden/x.nii.gz"]
+    names += ["predictions/top.nii.gz", "predictions/.predicted.json", "others/y.nii.gz", "others/labels.json"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "case_3" / "series").mkdir(parents=True)
+    (tmp_path / "in" / "case_3" / "series" / "1.dcm").touch()
+    said = []
+    found = {case.id: case.image.relative_to(tmp_path / "in").as_posix() for case in find_inputs([tmp_path / "in"], MANIFEST, modality="CT", say=said.append)}
+    assert found == {
+        "top": "top.nii.gz",
+        "case_1": "case_1/ct.nii.gz",
+        "case_2": "case_2/ct.nii.gz",
+        "case_3_series": "case_3/series",
+        "more_deep_a": "more/deep/a_0000.nii.gz",
+        "more_deep_b": "more/deep/b.mha",
+    }
+    expected = [
+        "2 labels, by their names (case_1/segmentation.nii.gz, ...)",
+        "others, predictions, which hold predictions: a record of them, or a labels.json",
+    ]
+    assert said == [f"{tmp_path / 'in'}: left out {told}." for told in expected]
+    (tmp_path / "links").mkdir()
+    for name in ("case_2", "back"):
+        (tmp_path / "links" / name).symlink_to(tmp_path / ("in/case_2" if name == "case_2" else "links"))
+    assert [case.id for case in find_inputs([tmp_path / "links"], MANIFEST)] == ["case_2"]
 
 
 def test_a_part_of_a_data_set_is_that_of_its_split(tmp_path):
@@ -316,6 +364,28 @@ def test_a_single_file_has_its_label_map_beside_and_is_measured_by_it(runs, scan
     (done,) = predict_all(find_inputs([scans / "c.mha"], MANIFEST), Ensemble.of(runs[:1]), tmp_path / "x_seg.nii.gz", progress=False)
     assert json.loads((tmp_path / "x_seg.labels.json").read_text())["0"] == "background"
     assert class_names_of(done.path, None) == MANIFEST.class_names
+
+
+def test_a_file_that_was_predicted_is_not_predicted_again_and_no_other_is_written_over(runs, scans, tmp_path):
+    out, ensemble = tmp_path / "x.nii.gz", Ensemble.of(runs[:1])
+    a, c = find_inputs([scans / "a_0000.nii.gz", scans / "c.mha"], MANIFEST)
+
+    def again(case, ensemble=ensemble):
+        return predict_all([case], ensemble, out, progress=False)[0]
+
+    assert again(a).state == "predicted"
+    before = out.stat().st_mtime_ns
+    assert again(a).state == "unchanged"
+    assert (other := again(c)).state == "failed"
+    assert "x.nii.gz: exists already, of another scan or run" in other.message
+    with pytest.raises(UserError, match=r"x\.nii\.gz: is a prediction of another run or of other settings \(weights\)"):
+        again(a, Ensemble.of(runs[1:]))
+    assert out.stat().st_mtime_ns == before
+    out.unlink()
+    assert again(a, Ensemble.of(runs[1:])).state == "predicted"  # of a file that is gone nothing is kept
+    (tmp_path / "mine.nii.gz").write_text("mine")
+    with pytest.raises(UserError, match=r"mine\.nii\.gz: exists already and is left as it is"):
+        predict_all([a], ensemble, tmp_path / "mine.nii.gz", progress=False)
 
 
 def test_a_place_that_cannot_be_is_one_line(runs, tmp_path):
