@@ -71,6 +71,20 @@ class Routed:
             raise UserError(f"{self.name}: found no maps of stage, block, level {place}; there are {there}.")
         return self.experts[place]
 
+    def weight(self, place: Place, expert: int) -> np.ndarray:
+        """(D, H, W) of one expert. Raises UserError: a place that was not traced, an expert that it does not have."""
+        weights = self.weights(place)
+        if expert not in range(len(weights)):
+            raise UserError(f"{self.name}, expert: found {expert}, expected 0 to {len(weights) - 1}, those of stage, block, level {place}.")
+        return weights[expert]
+
+    def class_at(self, voxel: Voxel) -> str:
+        """The name of the class at a voxel, in words; "no class" where none is known (255), "" for a scan without a label."""
+        if self.label is None:
+            return ""
+        index = int(self.label[tuple(voxel)])
+        return self.class_names[index].replace("_", " ") if index < len(self.class_names) else "no class"
+
     def top(self, place: Place) -> float:
         """The largest weight of any expert anywhere at a place: where a scale of weights ends."""
         return float(self.weights(place).max())

@@ -114,7 +114,8 @@ def token_flow(routed: Routed, stage: int, block: int, *, at: Voxel, title: str 
     _flow(axes[0, 0], first, None if slots is None else slots[(slice(None), *at)].astype(float))
     if second is not None:
         _bars(axes[0, 1], second[(slice(None), *at)].astype(float))
-    of = "" if routed.label is None else f" ({routed.class_names[int(routed.label[at])].replace('_', ' ')})"
+    name = routed.class_at(at)
+    of = name and f" ({name})"
     figure.suptitle(f"{routed.name}, stage {stage}, block {block}: voxel {at}{of}{title and '; ' + title}", fontsize=11)
     return figure
 
