@@ -3,8 +3,8 @@
     python -m benchmarks.routing_seeds [--profile laptop] [--direction a-to-c] [--seeds 0 1 2] [--folder runs/three_seeds]]
 
 The runs are those of `python -m benchmarks.three_seeds`, which trains them. Writes benchmarks/results/routing_seeds.json (what was asked, the machine)
-and tidy tables in the folder of that name, a row with its seed: balance, lift, information, stability (pairs of seeds) and knockout (every expert,
-every level, shuffled routing).
+and tidy tables in the folder of that name, a row with its seed: balance, lift, information, stability (pairs of seeds) and knockout (every
+expert, every level bypassed and shuffled, every layer).
 """
 
 import argparse

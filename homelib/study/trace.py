@@ -58,7 +58,7 @@ class Routing:
         if level == 1:
             return self._in_space(A.sum(-1))
         if self.combine is None:
-            raise UserError(f"level: found {level} of a trace that watched level 1 alone, expected 1. Trace with levels=(1, 2).")
+            raise UserError(f"level: found {level}, which was not watched or did not run, expected 1. Trace with levels=(1, 2).")
         G, (E, S) = A.shape[1], A.shape[-2:]
         read = at_least_float32(self.combine)[:, : G * E * S].sum(-1)  # (B, G M, E2); beyond are the fill's
         return self._in_space(torch.einsum("bgkm,bgme->bgke", A.flatten(-2), rearrange(read, "b (g m) e -> b g m e", g=G)))
