@@ -41,7 +41,8 @@ def routing(
     from .run.folder import Run
     from .run.inputs import find_one
     from .run.predict import windows_of
-    from .study.expert_maps import layers_of, maps_bytes, routing_maps, write_nifti
+    from .study.expert_maps import layers_of, maps_bytes, routing_maps
+    from .study.map_files import write_nifti
     from .study.knockout import interventions
     from .study.routing_tables import routing_tables, summary
 
