@@ -36,7 +36,12 @@ def of_seed(run: Run, case: PreparedCase, *, shifts: int) -> tuple[dict[str, pd.
     wanted = interventions(network)
     with tqdm(total=len(wanted) + 1, desc=f"{run.name}, seed {settings.training.seed}", disable=not sys.stderr.isatty()) as bar:
         knocked = effects(network, [case], settings, wanted, on_prediction=bar.update)
-    return {"balance": balance(maps, at_start(case, settings)), "lift": lift_table(found), "information": information_table(found), "knockout": knocked}, found
+    return {
+        "balance": balance(maps, balance(at_start(case, settings))),
+        "lift": lift_table(found),
+        "information": information_table(found),
+        "knockout": knocked,
+    }, found
 
 
 def stability_table(by_seed: dict[int, dict[Layer, Association]]) -> pd.DataFrame:

@@ -19,13 +19,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import OTHER_ROUTES
 from ..errors import UserError
 from ..network.home import at_least_float32
 
 LEVELS = (1, 2)
 REDUCTIONS = ("experts", "slots", "winner", "entropy")
-OTHER_ROUTES = ("home", "dispatch", "group_order")  # switches of the network whose other forms route otherwise
 
 
 @dataclass(frozen=True)
@@ -182,11 +181,6 @@ def trace_routing(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def routes(settings: Settings) -> bool:
-    """Whether a run's network has HoME in the released form, whose routing can be traced."""
-    return settings.network == "MambaHoME" and not set(OTHER_ROUTES) & set(settings.model.changed_switches)
 
 
 def checked_stages(network: nn.Module, stages: Sequence[int] | None) -> list[int]:

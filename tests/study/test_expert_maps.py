@@ -236,7 +236,7 @@ def test_niftis_light_the_planted_place_in_mm(smoke, light_bright_tokens, tmp_pa
     assert (shares[image == 1000, 1] > 0.99).mean() > 0.95  # resampling to 3 mm smears a voxel of the block's border
     by_voxel = np.full((*image.shape, 2), 0.0)
     to_prepared = np.linalg.inv(case.affine) @ affine
-    for place in np.argwhere(image > -2000)[:: 7]:
+    for place in np.argwhere(image > -2000)[::7]:
         index = np.floor((to_prepared @ [*place, 1])[:3] + 0.5).astype(int)
         if ((index >= 0) & (index < case.image.shape)).all():
             by_voxel[tuple(place)] = maps[stage, 0, 1][(slice(None), *index)]
