@@ -114,11 +114,12 @@ def associate(maps: np.ndarray, label: np.ndarray, class_names: Sequence[str], *
     return Association(tuple(class_names), joint / joint.sum(), null / null.sum((1, 2), keepdims=True), voxels)
 
 
-def associations(maps: RoutingMaps, *, shifts: int = 200, seed: int = 0) -> dict[Layer, Association]:
-    """Of every layer of a labelled scan. Raises UserError for one without a label."""
+def associations(maps: RoutingMaps, *, layers: Sequence[Layer] | None = None, shifts: int = 200, seed: int = 0) -> dict[Layer, Association]:
+    """Of the chosen layers of a labelled scan, None is all. Raises UserError: a scan without a label, a layer that is not there."""
     if maps.label is None:
         raise UserError(f"{maps.name or 'case'}: found no label, expected one: lift is by class.")
-    return {layer: associate(weights, maps.label, maps.class_names, shifts=shifts, seed=seed) for layer, weights in maps.experts.items()}
+    chosen = maps.experts if layers is None else layers
+    return {layer: associate(maps[layer], maps.label, maps.class_names, shifts=shifts, seed=seed) for layer in chosen}
 
 
 def lift_table(found: Mapping[Layer, Association]) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from ..run.sliding import ROWS_BYTES
 from .trace import LEVELS, checked_stages, entropy, groups_of, trace_routing
 
 Layer = tuple[int, int, int]
+DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)  # what reading a file that is no whole npz may raise
 TOLD = ("name", "class_names", "spacing_mm", "modality", "data_set", "limits")
 CPU = torch.device("cpu")
 
@@ -97,7 +98,7 @@ class RoutingMaps:
                 about = {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in TOLD}
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; expected routing maps as home routing writes them.") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: no whole file of routing maps ({type(error).__name__}). Run home routing again.") from None
         of["groups"] = {stage: volume for (stage,), volume in of["groups"].items()}
         return cls(image=image, label=label, affine=affine, **of, **about)

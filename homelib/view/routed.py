@@ -64,6 +64,19 @@ class Routed:
         if self.label is not None and tuple(self.label.shape) != shape:
             raise UserError(f"{self.name}, label: found shape {tuple(self.label.shape)}, expected {shape}, the image's.")
 
+    @classmethod
+    def of(cls, maps, *, name: str = "", groups: Mapping[tuple[int, int], np.ndarray] | None = None) -> "Routed":
+        """Of the maps of one scan (`homelib.study.expert_maps.RoutingMaps`), made now or loaded from what `home routing` saved.
+
+        Args:
+            maps: has image, experts, spacing_mm, limits, slots, groups (by stage), label, class_names and name.
+            name: another than that of the case.
+            groups: others than those of the window in the scan's middle.
+        """
+        shown = {place[:2]: maps.groups[place[0]] for place in maps.experts if place[0] in maps.groups} if groups is None else groups
+        slots = {place: weights for place, weights in maps.slots.items() if (*place, 1) in maps.experts}
+        return cls(name or maps.name, maps.image, maps.experts, maps.spacing_mm, maps.limits, slots, shown, maps.label, maps.class_names)
+
     def weights(self, place: Place) -> np.ndarray:
         """(E, D, H, W). Raises UserError: a place that was not traced."""
         if place not in self.experts:

@@ -112,6 +112,9 @@ def test_similarity_is_of_what_the_routers_see(tiny):
     assert table.loc[(1, 1, "slots"), "mean"] == pytest.approx(pairwise_cosine(slots)[0])
     assert table.loc[(1, 1, "tokens"), "vectors"] == 12 * 8 * 8
     assert set(similarity(network, x, stages=[2])["stage"]) == {2}
+    assert set(similarity(network, x, levels=[1])["level"]) == {1}
+    with pytest.raises(UserError, match="blocks: found 1, expected 0 to 0"):
+        similarity(network, x, blocks=[1])
     left = sum(len(module._forward_hooks) for module in network.modules())
     assert left == 1  # the test's own
 
