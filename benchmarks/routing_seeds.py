@@ -3,8 +3,8 @@
     python -m benchmarks.routing_seeds [--profile laptop] [--direction a-to-c] [--seeds 0 1 2] [--folder runs/three_seeds]]
 
 The runs are those of `python -m benchmarks.three_seeds`, which trains them. Writes benchmarks/results/routing_seeds.json (what was asked, the machine)
-and tidy tables in the folder of that name, a row with its seed: balance, lift, information, stability (pairs of seeds) and knockout (every expert,
-every level, shuffled routing).
+and tidy tables in the folder of that name, a row with its seed: balance, lift, information, stability (pairs of seeds) and knockout (every
+expert, every level bypassed and shuffled, every layer).
 """
 
 import argparse
@@ -36,7 +36,12 @@ def of_seed(run: Run, case: PreparedCase, *, shifts: int) -> tuple[dict[str, pd.
     wanted = interventions(network)
     with tqdm(total=len(wanted) + 1, desc=f"{run.name}, seed {settings.training.seed}", disable=not sys.stderr.isatty()) as bar:
         knocked = effects(network, [case], settings, wanted, on_prediction=bar.update)
-    return {"balance": balance(maps, at_start(case, settings)), "lift": lift_table(found), "information": information_table(found), "knockout": knocked}, found
+    return {
+        "balance": balance(maps, balance(at_start(case, settings))),
+        "lift": lift_table(found),
+        "information": information_table(found),
+        "knockout": knocked,
+    }, found
 
 
 def stability_table(by_seed: dict[int, dict[Layer, Association]]) -> pd.DataFrame:

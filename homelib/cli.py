@@ -103,6 +103,7 @@ def train(
     from .run.signals import STATUS, Stopped
     from .run.train import fit
     from .study.folds import train_folds
+    from .study.routing_log import watch_of
     from .study.train_report import print_estimate, print_folds
 
     def say(text: str) -> None:
@@ -134,7 +135,8 @@ def train(
             return
         if sets:
             made = made.at_hand(say)
-        run = fit(made.settings, made.train, folder, validation=made.validation)
+        watch = watch_of(made.settings, folder, made.train, made.validation)
+        run = fit(made.settings, made.train, folder, validation=made.validation, on_validation=watch)
     except Stopped as stopped:
         print(f"home: {stopped}", file=sys.stderr)
         raise typer.Exit(STATUS) from None

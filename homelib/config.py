@@ -88,6 +88,7 @@ class ModelConfig(Frozen):
 
 SWITCHES = ("mixer", "scan_direction", "gsc", "norm")  # of MambaHoME and SegMamba
 HOME_SWITCHES = ("home", "dispatch", "group_order", "mask_padding")  # of MambaHoME alone
+OTHER_ROUTES = ("home", "dispatch", "group_order")  # whose other forms route otherwise: they are not traced
 
 
 class DataConfig(Frozen):
@@ -158,6 +159,7 @@ class TrainingConfig(Frozen):
     )
     checkpoint_every: PositiveInt | None = Field(None, description="steps; None: as often as validation")
     patience: PositiveInt | None = Field(None, description="validations without a better Dice after which the training ends")
+    log_routing: bool = Field(False, description="measure where MambaHoME's experts look at each validation, into routing*.csv of the run")
     non_finite_steps: PositiveInt = Field(5, description="in a row, after which the training goes back to its checkpoint with a lower rate; then it ends")
     loggers: tuple[Literal["csv", "tensorboard"], ...] = Field(("csv",), description="csv is the run's own record, history.csv, and always among them")
     seed: int = Field(0, ge=0)
@@ -221,9 +223,18 @@ class Settings(Frozen):
         for term, name in (("dice", "class_balance"), ("ce", "batch_dice")):
             if self.training.loss == term and (found := getattr(self.training, name)):
                 raise ValueError(f"training.{name}: found {found} with training.loss {term!r}, which leaves out what it changes; set it to {type(found)()}")
+        if self.training.log_routing and (other := self.untraced):
+            raise ValueError(f"training.log_routing: found true with {other}, whose routing cannot be traced; leave it off")
         if self.training.patience and not self.data.validation_cases:
             raise ValueError("training.patience: needs data.validation_cases; name some, or leave it off")
         return self
+
+    @property
+    def untraced(self) -> str:
+        """What keeps the routing of this network from being traced, network SegMamba say; "" where it can be."""
+        if self.network != "MambaHoME":
+            return f"network {self.network}"
+        return next((f"model.{name} {getattr(self.model, name)!r}" for name in OTHER_ROUTES if name in self.model.changed_switches), "")
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.model_dump_json(indent=2) + "\n")

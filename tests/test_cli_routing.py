@@ -40,28 +40,87 @@ def test_a_demo_case_has_maps_tables_a_page_and_a_summary(home, run, tmp_path):
     np.testing.assert_allclose(weights.affine, maps.affine, atol=1e-4)
     tables = {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
     assert set(tables) == {"use", "balance", "lift", "information", "similarity", "knockout"}
+    groups = nib.load(out / "nifti" / "stage3_groups.nii.gz")
+    np.testing.assert_array_equal(np.asarray(groups.dataobj), maps.groups[3] + 1)
     assert {"entropy", "entropy_start", "busiest_start"} <= set(tables["balance"])
     assert len(tables["use"]) == 2 + 4
     assert set(tables["similarity"]["stage"]) == {3}
     settings = run.settings.model
-    wanted = settings.experts_local[3] + settings.experts_global[3] + 4
+    wanted = settings.experts_local[3] + settings.experts_global[3] + 5
     assert tables["knockout"].groupby(["level", "what", "expert"]).ngroups == wanted
+    assert {"flipped", "logit_change"} <= set(tables["knockout"])
     html = (out / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 4  # a panel and a lift matrix a layer
-    assert len(list((out / "panels").glob("*.png"))) == 4
+    assert html.count("data:image/png;base64,") == 6  # of each layer three planes, all experts, and a lift matrix
+    assert len(list((out / "panels").glob("*.png"))) == 6
+    assert "three planes through" in html
     for name in tables:
         assert f"<b>{name}</b>" in html
     assert "stage 3, block 0, level 1: entropy" in told
-    assert "without stage 3, block 0" in told
+    assert "stage 3, block 0, without the layer" in told or "interventions change" in told
     assert str(out) in told
+    assert "over out/nifti/image.nii.gz and not over the scan's file, whose grid --native takes" in told
+    assert "over out/nifti/image.nii.gz" in html
+    assert told.rstrip().endswith("Associated with is not caused by: knockout.csv tells what this network loses.")
     assert not list(out.rglob(".*"))
 
 
 def test_the_untrained_network_is_its_own_start(home, run, tmp_path):
-    home("routing", run.folder, "phantom-a", "--out", tmp_path / "out", "--stage", 2, "--level", 1, "--shifts", 20, "--no-nifti")
+    _, told, _ = home("routing", run.folder, "phantom-a", "--out", tmp_path / "out", "--stage", 2, "--level", 1, "--shifts", 20, "--no-nifti")
     table = pd.read_csv(tmp_path / "out" / "balance.csv")
     np.testing.assert_allclose(table["entropy"], table["entropy_start"])
     assert not (tmp_path / "out" / "nifti").exists()
+    assert set(pd.read_csv(tmp_path / "out" / "similarity.csv")["level"]) == {1}
+    assert told.rstrip().endswith("No NIfTI. Associated with is not caused by: --knock-out measures what depends on each.")
+
+
+def test_several_cases_are_put_together_by_modality_and_data_set(home, mistake, run, tmp_path):
+    how = ("--stage", 3, "--level", 2, "--shifts", 20, "--no-nifti")
+    status, told, err = home("routing", run.folder, "phantom-a", "phantom-c", "--out", tmp_path / "both", *how)
+    assert status == 0, err
+    assert {path.name for path in (tmp_path / "both").iterdir() if path.is_dir()} == {"phantom-a", "phantom-c"}
+    assert "2 cases together in lift_by_*.csv and information_by_*.csv (modality CT 2; data_set demo_ct 2)." in told
+    table = pd.read_csv(tmp_path / "both" / "information_by_data_set.csv")
+    assert table[["data_set", "cases", "stage", "block", "level"]].values.tolist() == [["demo_ct", 2, 3, 0, 2]]
+    lift = pd.read_csv(tmp_path / "both" / "lift_by_modality.csv")
+    apart = [pd.read_csv(tmp_path / "both" / case / "lift.csv") for case in ("phantom-a", "phantom-c")]
+    liver = [table[table["class"] == "liver"] for table in (lift, *apart)]
+    voxels = [table["voxels"].iloc[0] for table in liver]
+    assert voxels[0] == voxels[1] + voxels[2]
+    mean = sum(n * table["weight"].to_numpy() for n, table in zip(voxels[1:], liver[1:], strict=True)) / voxels[0]
+    np.testing.assert_allclose(liver[0]["weight"], mean, rtol=1e-5)
+    told = mistake("routing", run.folder, "phantom-a", "phantom-c", "--label", "x.nii.gz", "--out", tmp_path / "new")
+    assert told.startswith("--label: found it with 2 cases")
+
+
+def test_maps_are_kept_when_the_knock_out_is_interrupted(home, run, tmp_path, monkeypatch):
+    from homelib.study import knockout
+
+    predicted, calls = knockout._predicted, []
+
+    def interrupted(*arguments, **how):
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return predicted(*arguments, **how)
+
+    monkeypatch.setattr(knockout, "_predicted", interrupted)
+    status, *_ = home("routing", run.folder, "phantom-a", "--out", tmp_path / "out", "--stage", 3, "--shifts", 20, "--no-nifti", "--knock-out")
+    assert status == 130
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"maps.npz", "use.csv", "balance.csv", "lift.csv", "information.csv", "similarity.csv", "knockout.csv"} <= there
+    assert pd.read_csv(tmp_path / "out" / "knockout.csv").groupby(["level", "what", "expert"]).ngroups == 2
+    assert "report.html" not in there
+
+
+def test_maps_lie_on_the_scans_own_grid_where_asked(home, mistake, run, phantoms, tmp_path):
+    how = ("--stage", 3, "--level", 1, "--shifts", 20)
+    status, told, err = home("routing", run.folder, "phantom-a", "--out", tmp_path / "out", *how, "--native")
+    assert status == 0, err
+    scan, winner = nib.load(phantoms["phantom-a"].image), nib.load(tmp_path / "out" / "nifti" / "stage3_block0_level1_winner.nii.gz")
+    assert winner.shape == scan.shape
+    np.testing.assert_allclose(winner.affine, scan.affine, atol=1e-4)
+    assert "NIfTI lie on the scan's own grid" in told
+    assert mistake("routing", run.folder, "phantom-a", *how, "--native", "--no-nifti").startswith("--native: found it with --no-nifti")
 
 
 def test_a_scan_by_its_path_with_and_without_a_label(home, mistake, run, phantoms, tmp_path):

@@ -53,11 +53,18 @@ def test_from_files_to_folds(mine, home, tmp_path):
     status, out, err = home("train", tmp_path / "run", *data, *TINY, "--fold", 2)
     assert status == 0, err
     assert re.search(r"run: 2 steps, last loss \d\.\d+, best validation Dice 0\.\d+\.", out)
+    assert not list((tmp_path / "run").glob("routing*")), "only where it is asked for"
+    status, out, err = home("train", tmp_path / "run", *data, *TINY, "--fold", 2, "--set", "training.log_routing=true")
+    assert (status, err) == (0, ""), "it says how a run is computed, not what: the run is the same"
     settings = Settings.load(tmp_path / "run" / "settings.json")
     assert (settings.data.manifest, settings.model.out_channels) == (str(mine / "mine.yaml"), 3)
 
-    status, out, err = home("train", tmp_path / "all", *data, *TINY, "--fold", "all")
+    status, out, err = home("train", tmp_path / "all", *data, *TINY, "--fold", "all", "--set", "training.log_routing=true")
     assert status == 0, err
+    for fold in range(3):
+        (validated_on,) = Settings.load(tmp_path / "all" / f"fold-{fold}" / "settings.json").data.validation_cases
+        logged = pd.read_csv(tmp_path / "all" / f"fold-{fold}" / "routing_information.csv")
+        assert logged[["step", "stage", "level"]].values.tolist() == [[step, s, level] for step in (0, 2) for s in range(4) for level in (1, 2)], validated_on
     assert "validation Dice of each fold's best weights" in out
     assert sorted(pd.read_csv(tmp_path / "all" / "folds.csv")["case"].unique()) == ["p0", "p1", "p2"]
     one, other = (Settings.load(tmp_path / folder / "settings.json") for folder in ("run", "all/fold-2"))

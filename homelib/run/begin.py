@@ -22,7 +22,13 @@ from .checkpoint import step_of
 from .folder import Run, written_whole
 from .mixture import label_space
 
-MEANS = ("accelerator", "workers", "loggers", "checkpoint_every")  # settings that change how a run is computed, not what: they may differ when it goes on
+MEANS = (
+    "accelerator",
+    "workers",
+    "loggers",
+    "checkpoint_every",
+    "log_routing",
+)  # settings that change how a run is computed, not what: they may differ when it goes on
 NAMES_TOLD = 3  # settings that differ
 PATIENCE_SECONDS = 5  # for a folder whose finished run somebody looks at through `fit`
 AT_START = ("settings.json", "status.json", "history.csv", "best.safetensors", "last.ckpt", "previous.ckpt", "initial.csv", "tensorboard", "training.lock")
@@ -84,6 +90,8 @@ def check(settings: Settings, validation: Sequence[PreparedCase], on_validation:
         raise UserError(f"data.validation_cases: found {wanted}, but {', '.join(sorted(given)) or 'no case'} is at hand to validate on; make them agree.")
     if unlabelled := [case.case.id for case in validation if case.label is None]:
         raise UserError(f"data.validation_cases: found {', '.join(unlabelled)} without a label, expected labelled cases.")
+    if settings.training.log_routing and on_validation is None:
+        raise UserError("training.log_routing: found true without a function that measures it, expected one as on_validation. Train by home train.")
     if settings.training.strategy == "fsdp" and on_validation is not None:
         raise UserError("training.strategy: found fsdp with a function of its own at validation, which one process alone would call; choose ddp.")
 

@@ -31,6 +31,7 @@ CONTENTS = {
     "predictions": "label volumes as NIfTI",
     "routing.csv": "use of every expert, by step",
     "routing_lift.csv": "lift of every expert in every class, by step",
+    "routing_information.csv": "bits that class and expert share, by step",
     "routing": "routing maps and tables, by case",
 }
 State = Literal["queued", "running", "stopped", "done", "failed", "stale"]

@@ -142,7 +142,12 @@ def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Setting
 def window_at(case: PreparedCase, settings: Settings, at: Sequence[int]) -> Tensor:
     """(1, 1, *patch) float32: what the network sees in the window whose middle is nearest the voxel `at` of a prepared scan."""
     windows = windows_of(case, settings)
-    return cut(case.image, windows, [windows.nearest(at)], **_sight(case))
+    return seen_at(case, windows, windows.nearest(at))
+
+
+def seen_at(case: PreparedCase, windows: Windows, corner: Sequence[int]) -> Tensor:
+    """(1, 1, *patch) float32: what the network sees in the window that begins at a corner of the padded volume."""
+    return cut(case.image, windows, [corner], **_sight(case))
 
 
 def _sight(case: PreparedCase) -> dict:

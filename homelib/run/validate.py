@@ -51,9 +51,10 @@ def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settin
     space, rows = label_space(settings.data), []
     for case in cases:
         try:
-            predicted, label, known = predicted_beside_label(network, case, settings, on_window=look)
+            predicted = predict_probabilities(network, case, settings, on_window=look).argmax(0)
         except _Ended:
             return None
+        predicted, label, known = beside_label(predicted, case, settings)
         names = [space.class_names[index] for index in known]
         table = evaluate(
             predicted,
@@ -69,16 +70,13 @@ def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settin
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def predicted_beside_label(
-    network: nn.Module, case: PreparedCase, settings: Settings, *, on_window: Callable[[int], None] = lambda count: None
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def beside_label(predicted: np.ndarray, case: PreparedCase, settings: Settings) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Class indices (D, H, W) of the run, predicted and of the label, on the prepared grid; and the classes that the case's data set has labelled.
 
-    What the data set knows nothing of counts neither for nor against the network: it is background in the prediction.
+    What the data set knows nothing of counts neither for nor against the network: it is background in what is returned of the prediction.
     """
     space, data_set = label_space(settings.data), load_manifest(case.case.manifest).name
     label = space.to_union(np.asarray(case.label), data_set)
-    predicted = predict_probabilities(network, case, settings, on_window=on_window).argmax(0)
     predicted = np.where((label == IGNORE) | ~np.isin(predicted, space.indices[data_set]), 0, predicted)
     return predicted, label, list(space.indices[data_set][1:])
 

@@ -54,7 +54,7 @@ class Association:
         class and expert by themselves), p (that any class and expert of the layer is as far out by chance; so p < 0.05 allows for all of them: largest
         distance from the mean of the shifts, in their standard deviations, of the arcsine of the weight's root)."""
         there = self.voxels > 0
-        found, null = _lift(self.joint[there]), _lift(self.null[:, there])
+        found, null = lift_of(self.joint[there]), lift_of(self.null[:, there])
         weight, by_chance = (joint / joint.sum(-1, keepdims=True) for joint in (self.joint[there], self.null[:, there]))
         angle, angles = (np.arcsin(np.sqrt(share.clip(0, 1))) for share in (weight, by_chance))  # evens out the spread of small and large shares
         middle, spread = angles.mean(0), np.maximum(angles.std(0), LEAST_SPREAD)
@@ -71,7 +71,7 @@ class Association:
 
     def information(self, *, confidence: float = 0.95) -> pd.Series:
         """Between class and expert: bits, share (of what there is to know of the class), chance (mean of the shifts), low and high (their band), p."""
-        bits, null = _bits(self.joint), _bits(self.null)
+        bits, null = bits_of(self.joint), bits_of(self.null)
         classes = self.joint.sum(1)[self.voxels > 0]
         entropy = -(classes * np.log2(classes)).sum()
         low, high = np.quantile(null, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -114,11 +114,12 @@ def associate(maps: np.ndarray, label: np.ndarray, class_names: Sequence[str], *
     return Association(tuple(class_names), joint / joint.sum(), null / null.sum((1, 2), keepdims=True), voxels)
 
 
-def associations(maps: RoutingMaps, *, shifts: int = 200, seed: int = 0) -> dict[Layer, Association]:
-    """Of every layer of a labelled scan. Raises UserError for one without a label."""
+def associations(maps: RoutingMaps, *, layers: Sequence[Layer] | None = None, shifts: int = 200, seed: int = 0) -> dict[Layer, Association]:
+    """Of the chosen layers of a labelled scan, None is all. Raises UserError: a scan without a label, a layer that is not there."""
     if maps.label is None:
         raise UserError(f"{maps.name or 'case'}: found no label, expected one: lift is by class.")
-    return {layer: associate(weights, maps.label, maps.class_names, shifts=shifts, seed=seed) for layer, weights in maps.experts.items()}
+    chosen = maps.experts if layers is None else layers
+    return {layer: associate(maps[layer], maps.label, maps.class_names, shifts=shifts, seed=seed) for layer in chosen}
 
 
 def lift_table(found: Mapping[Layer, Association]) -> pd.DataFrame:
@@ -224,17 +225,17 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / length) if length > LEAST_SPREAD else 0.0
 
 
-def _lift(joint: np.ndarray) -> np.ndarray:
+def lift_of(joint: np.ndarray) -> np.ndarray:
     """(..., C, E) of joints; an expert that is never used has no association, 1."""
     expected = joint.sum(-1, keepdims=True) * joint.sum(-2, keepdims=True) / joint.sum((-2, -1), keepdims=True)
     return np.divide(joint, expected, out=np.ones_like(joint), where=expected > 1e-12)
 
 
 def _log2_lift(joint: np.ndarray) -> np.ndarray:
-    return np.log2(np.maximum(_lift(joint), 2**LEAST_LOG2))
+    return np.log2(np.maximum(lift_of(joint), 2**LEAST_LOG2))
 
 
-def _bits(joint: np.ndarray) -> np.ndarray:
+def bits_of(joint: np.ndarray) -> np.ndarray:
     """Mutual information of joints (..., C, E)."""
     expected = joint.sum(-1, keepdims=True) * joint.sum(-2, keepdims=True)
     ratio = np.divide(joint, expected, out=np.ones_like(joint), where=joint > 1e-12)

@@ -10,11 +10,12 @@
 Neither alone is specialisation: routing that is even everywhere has a balanced load too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from ..config import Settings
 from ..data.prepare import PreparedCase
@@ -34,12 +35,12 @@ def use_of_experts(maps: RoutingMaps) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def balance(maps: RoutingMaps, start: RoutingMaps | None = None) -> pd.DataFrame:
+def balance(maps: RoutingMaps, start: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a layer: stage, block, level, experts and the measures above; with `start`, each beside what it is there (`entropy_start`, ...).
 
     Args:
         maps: of a trained network.
-        start: of the same scan, by a network at its random start (`at_start`).
+        start: the same table of the same scan, by a network at its random start (`at_start`), whose maps need not be kept for it.
     """
     rows = []
     for layer, weights in maps.experts.items():
@@ -49,18 +50,30 @@ def balance(maps: RoutingMaps, start: RoutingMaps | None = None) -> pd.DataFrame
         values = (entropy, largest, spread, load.std() / load.mean(), load.max() * E)
         rows.append(dict(zip(LAYER, layer, strict=True)) | {"experts": E} | dict(zip(MEASURES, map(float, values), strict=True)))
     table = pd.DataFrame(rows)
-    return table if start is None else table.merge(balance(start).drop(columns="experts"), on=LAYER, how="left", suffixes=("", "_start"))
+    return table if start is None else table.merge(start.drop(columns="experts"), on=LAYER, how="left", suffixes=("", "_start"))
+
+
+def start_network(settings: Settings) -> nn.Module:
+    """The run's network with random weights, drawn from the run's seed as a training draws them; in eval mode. torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.training.seed)
+        return build_network(settings).eval()
 
 
 def at_start(
-    case: PreparedCase, settings: Settings, *, stages: Sequence[int] | None = None, blocks: Sequence[int] | None = None, levels: Sequence[int] = LEVELS
+    case: PreparedCase,
+    settings: Settings,
+    *,
+    stages: Sequence[int] | None = None,
+    blocks: Sequence[int] | None = None,
+    levels: Sequence[int] = LEVELS,
+    slots: bool = False,
+    on_window: Callable[[int], None] = lambda count: None,
 ) -> RoutingMaps:
-    """Maps of the run's network with random weights, drawn from the run's seed as a training draws them. torch's global generator is left as it was."""
+    """Maps of the run's network as it was before training (`start_network`). Arguments as `routing_maps`."""
     device = torch.device("cuda" if settings.training.accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.training.seed)
-        network = build_network(settings).eval()
-    return routing_maps(network.to(device), case, settings, stages=stages, blocks=blocks, levels=levels)
+    network = start_network(settings).to(device)
+    return routing_maps(network, case, settings, stages=stages, blocks=blocks, levels=levels, slots=slots, on_window=on_window)
 
 
 def _over_voxels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:

@@ -29,7 +29,6 @@ from ..run.predict import predict_probabilities
 from ..run.signals import STATUS, Stopped
 from ..run.train import fit
 from .routing_log import RoutingLog, together
-from .trace import routes
 
 Watch = Callable[[dict[str, pd.DataFrame]], None]  # called with histories so far, by name
 WATCH_SECONDS = 30  # between two calls: a figure takes a processor as long as a step
@@ -84,7 +83,7 @@ def demo_run(
 
 def trained(demo: DemoRun, *, progress: bool = True, also: OnValidation | None = None) -> Run:
     """Train the run, or go on with it; a finished one is returned as it is. Every so often its Dice on the training patient is measured, and where its
-    experts of level 1 look there (`homelib.study.routing_log`).
+    experts look there (`homelib.study.routing_log`).
 
     The test patient takes no part: there is no choice of a step or of a setting by it. `also` is called at each validation too.
     """
@@ -110,8 +109,8 @@ def trained(demo: DemoRun, *, progress: bool = True, also: OnValidation | None =
             "To train it all the same set training.accelerator to cpu."
         )
     watches = [training_patient_dice, *([also] if also else [])]
-    if routes(demo.settings):
-        watches.append(RoutingLog(demo.run.folder, demo.train_case, demo.settings, levels=(1,)))
+    if not demo.settings.untraced:
+        watches.append(RoutingLog(demo.run.folder, demo.train_case, demo.settings))
     return fit(demo.settings, [demo.train_case], demo.run.folder, progress=progress, on_validation=together(*watches))
 
 

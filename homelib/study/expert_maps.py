@@ -1,7 +1,8 @@
 """Where every expert looks in a whole scan: routing weights by the same sliding window and blending as the prediction, several layers in one pass.
 
 A token is a cube of voxels, and is shown as one. Windows overlap, and groups begin anew in each: a map is the blend of what several windows decided,
-as a prediction is; `window_groups` shows the groups of one window. The decoder routes nothing, and does not run.
+as a prediction is; `window_groups` shows the groups of one window. The decoder routes nothing, and does not run. As files for a viewer:
+`homelib.study.map_files`.
 
 E experts of a layer, S slots an expert; D, H, W the prepared grid. A *layer* is (stage, block, level), each counted as in `homelib.study.trace`.
 """
@@ -24,11 +25,13 @@ from ..errors import UserError
 from ..network.unet import pad
 from ..paths import written_whole
 from ..run.mixture import label_space
-from ..run.outputs import write_label, write_label_map, write_volume
 from ..run.predict import case_rows, device_of, windows_of
+from ..run.sliding import ROWS_BYTES
 from .trace import LEVELS, checked_stages, entropy, groups_of, trace_routing
 
 Layer = tuple[int, int, int]
+DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)  # what reading a file that is no whole npz may raise
+TOLD = ("name", "class_names", "spacing_mm", "modality", "data_set", "limits")
 CPU = torch.device("cpu")
 
 
@@ -38,7 +41,8 @@ class RoutingMaps:
 
     image: (D, H, W) float32, in the unit of the scan. label: (D, H, W) uint8 class indices of `class_names`, 255 where none is known, or None.
     affine: (4, 4), voxel to mm (RAS+). experts: (stage, block, level) -> (E, D, H, W) float16; over the experts they sum to one, but for rounding.
-    slots: (stage, block) -> (E S, D, H, W) float16 of level 1, where asked for. name: of the case. class_names: by index.
+    slots: (stage, block) -> (E S, D, H, W) float16 of level 1, where asked for. groups: stage -> (D, H, W) int32, of the window nearest the scan's middle,
+    -1 beyond it (`window_groups`). name: of the case. class_names: by index. modality, data_set: of the case. limits: intensities shown black and white.
     """
 
     image: np.ndarray
@@ -47,8 +51,12 @@ class RoutingMaps:
     affine: np.ndarray
     experts: dict[Layer, np.ndarray]
     slots: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    groups: dict[int, np.ndarray] = field(default_factory=dict)
     name: str = ""
     class_names: tuple[str, ...] = ()
+    modality: str = ""
+    data_set: str = ""
+    limits: tuple[float, float] = (0.0, 1.0)
 
     def __getitem__(self, layer: Layer) -> np.ndarray:
         """(E, D, H, W) float16 of a layer. Raises UserError for one that is not there."""
@@ -68,11 +76,12 @@ class RoutingMaps:
 
     def save(self, path: str | Path) -> Path:
         """All of it as one compressed `.npz`, written whole."""
-        told = {"name": self.name, "class_names": self.class_names, "spacing_mm": self.spacing_mm, "labelled": self.label is not None}
+        told = {name: getattr(self, name) for name in TOLD} | {"labelled": self.label is not None}
         arrays = {"told": np.array(json.dumps(told)), "image": self.image, "affine": self.affine}
         arrays |= {} if self.label is None else {"label": self.label}
         arrays |= {_key("experts", layer): volume for layer, volume in self.experts.items()}
         arrays |= {_key("slots", place): volume for place, volume in self.slots.items()}
+        arrays |= {_key("groups", (stage,)): volume for stage, volume in self.groups.items()}
         path = Path(path)
         with written_whole(path) as part, part.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
@@ -84,13 +93,15 @@ class RoutingMaps:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 told = json.loads(str(kept["told"]))
-                of = {kind: {_place(name): kept[name] for name in kept.files if name.startswith(kind + "/")} for kind in ("experts", "slots")}
+                of = {kind: {_place(name): kept[name] for name in kept.files if name.startswith(kind + "/")} for kind in ("experts", "slots", "groups")}
                 image, affine, label = kept["image"], kept["affine"], kept["label"] if told["labelled"] else None
+                about = {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in TOLD}
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; expected routing maps as home routing writes them.") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: no whole file of routing maps ({type(error).__name__}). Run home routing again.") from None
-        return cls(image, label, tuple(told["spacing_mm"]), affine, **of, name=told["name"], class_names=tuple(told["class_names"]))
+        of["groups"] = {stage: volume for (stage,), volume in of["groups"].items()}
+        return cls(image=image, label=label, affine=affine, **of, **about)
 
 
 @torch.inference_mode()
@@ -140,16 +151,21 @@ def routing_maps(
             found = np.empty((len(rows), *windows.shape), dtype) if found is None else found
             np.moveaxis(found, 1 + windows.axis, 1)[:, first : first + rows.shape[1]] = rows.numpy()
     parts = dict(zip([*layers, *places], np.split(found, np.cumsum(channels)[:-1]), strict=True))
-    data_set, space = load_manifest(case.case.manifest).name, label_space(settings.data)
+    manifest, space = load_manifest(case.case.manifest), label_space(settings.data)
+    middle = [n // 2 for n in windows.shape]
     return RoutingMaps(
-        np.asarray(case.image),
-        None if case.label is None else space.to_union(np.asarray(case.label), data_set),
-        case.spacing_mm,
-        case.affine,
-        {layer: parts[layer] for layer in layers},
-        {place: parts[place] for place in places},
-        case.case.id,
-        space.class_names,
+        image=np.asarray(case.image),
+        label=None if case.label is None else space.to_union(np.asarray(case.label), manifest.name),
+        spacing_mm=case.spacing_mm,
+        affine=case.affine,
+        experts={layer: parts[layer] for layer in layers},
+        slots={place: parts[place] for place in places},
+        groups={stage: window_groups(case, settings, stage, middle) for stage in sorted({layer[0] for layer in layers})},
+        name=case.case.id,
+        class_names=space.class_names,
+        modality=case.case.modality,
+        data_set=manifest.name,
+        limits=manifest.window_of(case.case.modality),
     )
 
 
@@ -177,12 +193,18 @@ def experts_of(network: nn.Module, layer: Layer) -> int:
     return (home.local_router if layer[2] == 1 else home.global_router).experts
 
 
-def maps_bytes(network: nn.Module, case: PreparedCase, settings: Settings, layers: Iterable[Layer]) -> dict[str, int]:
-    """Bytes that `routing_maps` takes for these layers, by what they are for: the maps, the sums that are being blended, and the windows."""
+def maps_bytes(network: nn.Module, case: PreparedCase, settings: Settings, layers: Iterable[Layer], *, slots: bool = False) -> dict[str, int]:
+    """Bytes that `routing_maps` takes for these layers, by what they are for: the maps (with groups, image and label), which stay; and while it runs the
+    sums that are being blended and the windows."""
+    layers = list(layers)
     channels = sum(experts_of(network, layer) for layer in layers)
+    if slots:
+        homes = [network.stages[stage].blocks[block].home for stage, block in {layer[:2] for layer in layers}]
+        channels += sum(home.local_router.experts * home.local_router.slots for home in homes)
     windows, patch = windows_of(case, settings), int(np.prod(settings.data.patch_voxels))
     window = 2 * 4 * channels * patch * settings.prediction.window_batch  # each layer's, and all of them together
-    return {"maps": 2 * channels * int(np.prod(windows.shape)), "buffer": windows.buffer_bytes(channels), "window": window}
+    each_voxel = 2 * channels + 4 * len({layer[0] for layer in layers}) + 5
+    return {"maps": each_voxel * int(np.prod(windows.shape)), "buffer": windows.buffer_bytes(channels) + 2 * ROWS_BYTES, "window": window}
 
 
 def token_groups(settings: Settings, stage: int) -> np.ndarray:
@@ -202,32 +224,6 @@ def window_groups(case: PreparedCase, settings: Settings, stage: int, at: Sequen
     inside = tuple(slice(start, start + n) for start, n in zip(windows.nearest(at), windows.patch, strict=True))
     found[inside] = groups[tuple(slice(0, n) for n in windows.patch)]
     return found[tuple(slice(start, start + n) for start, n in zip(windows.before, windows.shape, strict=True))]
-
-
-def write_nifti(maps: RoutingMaps, folder: str | Path) -> list[Path]:
-    """The maps as NIfTI with the case's affine, for 3D Slicer, ITK-SNAP or niivue; a file each.
-
-    `image`, `label`, and for each layer `stage0_block0_level1_weights` (4D float32, an expert a frame), `_winner` (a label: the expert's number plus
-    one, for viewers take 0 for nothing; `_winner.json` names them) and `_entropy` (float32).
-    """
-    folder, written = Path(folder), []
-
-    def volume(name: str, values: np.ndarray) -> None:
-        written.append(write_volume(values, maps.affine, folder / f"{name}.nii.gz"))
-
-    volume("image", maps.image.astype(np.float32))
-    if maps.label is not None:
-        written.append(write_label(maps.label, maps.affine, folder / "label.nii.gz", classes=256))
-        written.append(write_label_map(maps.class_names, folder / "label.json"))
-    for layer, weights in maps.experts.items():
-        name = "stage{}_block{}_level{}".format(*layer)
-        volume(f"{name}_weights", np.moveaxis(weights, 0, -1).astype(np.float32))
-        volume(f"{name}_entropy", maps.entropy(layer))
-        written.append(write_label(maps.winner(layer).astype(np.uint16) + 1, maps.affine, folder / f"{name}_winner.nii.gz", classes=len(weights) + 1))
-        written.append(write_label_map(["none", *(f"expert {e}" for e in range(len(weights)))], folder / f"{name}_winner.json"))
-    for (stage, block), weights in maps.slots.items():
-        volume(f"stage{stage}_block{block}_slots", np.moveaxis(weights, 0, -1).astype(np.float32))
-    return written
 
 
 def _key(kind: str, place: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from ..paths import written_whole
 from ..run.cohort import DataSet, cohort, folds_of
 from ..run.folder import Run
 from ..run.train import fit
+from .routing_log import watch_of
 
 
 def train_folds(
@@ -20,7 +21,8 @@ def train_folds(
     for fold in range(folds_of(sets)):
         run = Run(Path(folder) / f"fold-{fold}")
         made = cohort(settings, sets, fold=fold, changes=changes).at_hand(say)
-        fit(made.settings, made.train, run.folder, validation=made.validation)
+        watch = watch_of(made.settings, run.folder, made.train, made.validation)
+        fit(made.settings, made.train, run.folder, validation=made.validation, on_validation=watch)
         say(f"{run.folder}: done, {len(run.history)} steps")
     return collect(folder)
 

@@ -33,7 +33,7 @@ WITHOUT_EFFECT = {  # on what a run finds: they take no part in its fingerprint
 }
 LATER = {  # settings that are younger than committed results: at their default, which is what was done before them, they take no part in a fingerprint
     "data": {"low_pass"},
-    "training": {"loss", "init_head", "validation_cases_most"},
+    "training": {"loss", "init_head", "validation_cases_most", "log_routing"},
 }
 
 

@@ -46,7 +46,7 @@ def routing_over_seeds() -> dict[str, pd.DataFrame]:
     Returns:
         By name, a row a layer (stage, block, level): "information": bits that class and expert share, by chance, and in how many seeds beyond it;
         "stability": how alike the matched experts of two seeds are (mean over pairs), the band by chance, and how many pairs are beyond it;
-        "without": mean change of Dice over classes without the level, and with its routing shuffled;
+        "without": mean change of Dice over classes without the layer (level 0), and with a level's routing shuffled (or bypassed, where that was measured);
         "specialists": change of a class's Dice without its own expert less that without another (`specialists`), and of how many classes a seed.
 
     Raises:

@@ -18,6 +18,7 @@ from ..run.inputs import suffix_of
 from ..run.pairs import Measure, Pair, measure_pairs, predicted_names_of
 from ..run.predict_all import Ensemble, predict_all
 from ..run.train import fit
+from .routing_log import watch_of
 
 METRICS = ("dice", "hd95")
 
@@ -30,7 +31,8 @@ def cohort_on(profile: str, data: Mapping[str, str], *, fold: int | None, change
 def trained_on(made: Cohort, folder: str | Path) -> Run:
     """Train, or go on with, the run in a folder."""
     made = made.at_hand(print)
-    return fit(made.settings, made.train, folder, validation=made.validation)
+    watch = watch_of(made.settings, folder, made.train, made.validation)
+    return fit(made.settings, made.train, folder, validation=made.validation, on_validation=watch)
 
 
 def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:

@@ -62,12 +62,10 @@ def memory_gib(profile: str, arms: Arms, *, data: Mapping[str, str] | None = Non
 def scans_of(settings: Settings, *, data: Mapping[str, str], figures: bool) -> Scans:
     """How many whole scans a run predicts. On data sets all cases that it was not trained on are measured, on the demo both patients; there each
     validation predicts the patient that is trained on, and routes it once more where the network has experts."""
-    from .trace import routes
-
     if data:
         most = settings.training.validation_cases_most or len(settings.data.validation_cases)
         return Scans(min(len(settings.data.validation_cases), most), 0, len({*settings.data.validation_cases, *settings.data.test_cases}))
-    return Scans(1 + routes(settings), 2 if figures else 0, 2)  # shown: in notebook 03, and by the untrained network in 04
+    return Scans(1 + (not settings.untraced), 2 if figures else 0, 2)  # shown: in notebook 03, and by the untrained network in 04
 
 
 def _apart(function, *given: Any) -> dict[str, Any]:

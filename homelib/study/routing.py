@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ..config import IGNORE
 from .expert_maps import RoutingMaps, expert_maps, routing_maps
 from .trace import Reduced, Routing, Trace, trace_routing
 
@@ -16,15 +17,16 @@ def experts_by_class(maps: np.ndarray, label: np.ndarray, class_names: Sequence[
 
     Args:
         maps: (E, D, H, W), summing to one over E.
-        label: (D, H, W) class indices.
+        label: (D, H, W) class indices; voxels of 255 are left out, of the experts' means too.
         class_names: by index.
 
     Returns:
         Tidy rows: class, expert, weight, lift, voxels. A lift of 1 means no association; it shows association, not cause.
     """
-    of = label.ravel()
+    known = label != IGNORE
+    of = label[known]
     voxels = np.bincount(of, minlength=len(class_names))
-    sums = np.stack([np.bincount(of, weights=one.ravel(), minlength=len(class_names)) for one in maps])  # (E, classes), summed in float64
+    sums = np.stack([np.bincount(of, weights=one[known], minlength=len(class_names)) for one in maps])  # (E, classes), summed in float64
     overall, rows = sums.sum(1) / of.size, []
     for index, name in enumerate(class_names):
         if voxels[index]:

@@ -14,30 +14,35 @@ import torch
 from torch import Tensor, nn
 
 from ..network.unet import pad
-from .trace import checked_stages
+from .expert_maps import layers_of
+from .trace import LEVELS
 
 
 @torch.inference_mode()
-def similarity(network: nn.Module, x: Tensor, *, stages: Sequence[int] | None = None) -> pd.DataFrame:
-    """Pairwise cosine similarity in every HoME layer, for a patch.
+def similarity(
+    network: nn.Module, x: Tensor, *, stages: Sequence[int] | None = None, blocks: Sequence[int] | None = None, levels: Sequence[int] = LEVELS
+) -> pd.DataFrame:
+    """Pairwise cosine similarity in the chosen HoME layers, for a patch.
 
     Args:
         network: MambaHoME.
         x: (B, C, D, H, W), as the network sees it.
-        stages: None is all.
+        stages, blocks, levels: which; None is all.
 
     Returns:
         One row a layer, level and kind: stage, block, level, of ("tokens", "slots", "slot embeddings"), mean, sd (over the pairs of a group; mean over groups),
         vectors (in all).
+
+    Raises:
+        UserError: as `layers_of`.
     """
-    watched, rows, hooks = checked_stages(network, stages), [], []
+    layers, rows, hooks = layers_of(network, stages, blocks, levels), [], []
     try:
-        for stage in watched:
-            for block, layer in enumerate(network.stages[stage].blocks):
-                for level, router in ((1, layer.home.local_router), (2, layer.home.global_router)):
-                    hooks += _watch(router, {"stage": stage, "block": block, "level": level}, rows)
+        for stage, block, level in layers:
+            home = network.stages[stage].blocks[block].home
+            hooks += _watch(home.local_router if level == 1 else home.global_router, {"stage": stage, "block": block, "level": level}, rows)
         h = pad(x)
-        for stage in network.stages[: max(watched) + 1]:
+        for stage in network.stages[: max(stage for stage, _, _ in layers) + 1]:
             h = stage(h)
     finally:
         for hook in hooks:

@@ -19,13 +19,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import OTHER_ROUTES
 from ..errors import UserError
 from ..network.home import at_least_float32
 
 LEVELS = (1, 2)
 REDUCTIONS = ("experts", "slots", "winner", "entropy")
-OTHER_ROUTES = ("home", "dispatch", "group_order")  # switches of the network whose other forms route otherwise
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Routing:
         if level == 1:
             return self._in_space(A.sum(-1))
         if self.combine is None:
-            raise UserError(f"level: found {level} of a trace that watched level 1 alone, expected 1. Trace with levels=(1, 2).")
+            raise UserError(f"level: found {level}, which was not watched or did not run, expected 1. Trace with levels=(1, 2).")
         G, (E, S) = A.shape[1], A.shape[-2:]
         read = at_least_float32(self.combine)[:, : G * E * S].sum(-1)  # (B, G M, E2); beyond are the fill's
         return self._in_space(torch.einsum("bgkm,bgme->bgke", A.flatten(-2), rearrange(read, "b (g m) e -> b g m e", g=G)))
@@ -182,11 +181,6 @@ def trace_routing(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def routes(settings: Settings) -> bool:
-    """Whether a run's network has HoME in the released form, whose routing can be traced."""
-    return settings.network == "MambaHoME" and not set(OTHER_ROUTES) & set(settings.model.changed_switches)
 
 
 def checked_stages(network: nn.Module, stages: Sequence[int] | None) -> list[int]:

@@ -236,8 +236,5 @@ def told_voxel(case: Routed, state: State) -> str:
     if state.voxel is None:
         return "No voxel is picked: click into the picture, or move in it with the arrow keys."
     value = f"intensity {float(case.image[state.voxel]):.4g}"
-    if case.label is None:
-        return f"Voxel {state.voxel}: {value}"
-    index = int(case.label[state.voxel])
-    name = case.class_names[index].replace("_", " ") if index < len(case.class_names) else "no class"
-    return f"Voxel {state.voxel}: {name}, {value}"
+    name = case.class_at(state.voxel)
+    return f"Voxel {state.voxel}: {name and name + ', '}{value}"

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from ..config import IGNORE
+
 # Okabe and Ito's colours, then two that stay apart from them; background first
 CLASS_COLOURS = ["#000000", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#FF3B3B", "#56B4E9", "#B8B8FF", "#8C564B"]
 PLANES = {  # plane -> (fixed axis, letters at left, right, top, bottom)
@@ -94,12 +96,17 @@ def class_legend(figure: Figure, class_names: Sequence[str]) -> None:
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
 
 
+def of_a_class(label: np.ndarray) -> np.ndarray:
+    """Where a label names a structure: neither background nor a voxel of which nothing is known (255)."""
+    return (label > 0) & (label != IGNORE)
+
+
 def best_slices(label: np.ndarray) -> dict[str, int]:
     """For each plane, the slice that shows most classes, and most of them."""
     chosen = {}
     for plane, (fixed, _) in PLANES.items():
-        slices = np.moveaxis(label, fixed, 0)
-        chosen[plane] = int(np.argmax([len(np.unique(s[s > 0])) + (s > 0).mean() for s in slices]))
+        slices = [(s, of_a_class(s)) for s in np.moveaxis(label, fixed, 0)]
+        chosen[plane] = int(np.argmax([len(np.unique(s[inside])) + inside.mean() for s, inside in slices]))
     return chosen
 
 

@@ -64,12 +64,39 @@ class Routed:
         if self.label is not None and tuple(self.label.shape) != shape:
             raise UserError(f"{self.name}, label: found shape {tuple(self.label.shape)}, expected {shape}, the image's.")
 
+    @classmethod
+    def of(cls, maps, *, name: str = "", groups: Mapping[tuple[int, int], np.ndarray] | None = None) -> "Routed":
+        """Of the maps of one scan (`homelib.study.expert_maps.RoutingMaps`), made now or loaded from what `home routing` saved.
+
+        Args:
+            maps: has image, experts, spacing_mm, limits, slots, groups (by stage), label, class_names and name.
+            name: another than that of the case.
+            groups: others than those of the window in the scan's middle.
+        """
+        shown = {place[:2]: maps.groups[place[0]] for place in maps.experts if place[0] in maps.groups} if groups is None else groups
+        slots = {place: weights for place, weights in maps.slots.items() if (*place, 1) in maps.experts}
+        return cls(name or maps.name, maps.image, maps.experts, maps.spacing_mm, maps.limits, slots, shown, maps.label, maps.class_names)
+
     def weights(self, place: Place) -> np.ndarray:
         """(E, D, H, W). Raises UserError: a place that was not traced."""
         if place not in self.experts:
             there = ", ".join(map(str, sorted(self.experts)))
             raise UserError(f"{self.name}: found no maps of stage, block, level {place}; there are {there}.")
         return self.experts[place]
+
+    def weight(self, place: Place, expert: int) -> np.ndarray:
+        """(D, H, W) of one expert. Raises UserError: a place that was not traced, an expert that it does not have."""
+        weights = self.weights(place)
+        if expert not in range(len(weights)):
+            raise UserError(f"{self.name}, expert: found {expert}, expected 0 to {len(weights) - 1}, those of stage, block, level {place}.")
+        return weights[expert]
+
+    def class_at(self, voxel: Voxel) -> str:
+        """The name of the class at a voxel, in words; "no class" where none is known (255), "" for a scan without a label."""
+        if self.label is None:
+            return ""
+        index = int(self.label[tuple(voxel)])
+        return self.class_names[index].replace("_", " ") if index < len(self.class_names) else "no class"
 
     def top(self, place: Place) -> float:
         """The largest weight of any expert anywhere at a place: where a scale of weights ends."""

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..errors import UserError
-from .plots import PLANES, best_slices, class_colours, class_legend, show_label, show_slice, slice_of
+from .plots import PLANES, best_slices, class_colours, class_legend, of_a_class, show_label, show_slice, slice_of
 from .routed import Place, Routed, Voxel, centre_of, entropy, expert_colours
 from .segmentations import contours, solids
 
@@ -37,7 +37,7 @@ def show_winner(ax: Axes, weights: np.ndarray, plane: str, index: int, *, spacin
     show_slice(ax, best.astype(float), plane, 0, spacing_mm=spacing_mm, limits=(-0.5, experts - 0.5), cmap=palette, bar=False, **style)
 
 
-def show_heat(ax: Axes, image: np.ndarray, heat: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits, reach: float = 1.0) -> None:
+def show_heat(ax: Axes, image: np.ndarray, heat: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits, reach: float) -> None:
     """A weight from 0 to `reach` over the slice of the image that it belongs to."""
     show_slice(ax, image, plane, index, spacing_mm=spacing_mm, limits=limits, bar=False)
     show_slice(ax, heat, plane, index, spacing_mm=spacing_mm, limits=(0, reach), cmap=HEAT, alpha=0.75, bar=False)
@@ -70,9 +70,9 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
         title: goes on with what is shown.
 
     Raises:
-        UserError: a place that was not traced, or a class that is nowhere.
+        UserError: a place that was not traced, an expert that it does not have, a class that is nowhere.
     """
-    weights, reach = routed.weights(place), routed.top(place)
+    weights, heat, reach = routed.weights(place), routed.weight(place, expert), routed.top(place)
     of = f"voxel {at}"
     if at is None and about is not None:
         at, of = centre_of(routed.label, about), f"the centre of {routed.class_names[about].replace('_', ' ')}"
@@ -87,7 +87,7 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
         if routed.label is not None:
             contours(line[0], routed.label, plane, index, classes=len(routed.class_names))
         show_winner(line[1], weights, plane, index, **shown)
-        show_heat(line[2], routed.image, weights[expert], plane, index, limits=routed.limits, reach=reach, **shown)
+        show_heat(line[2], routed.image, heat, plane, index, limits=routed.limits, reach=reach, **shown)
         one = [slice(None)] * 4
         one[fixed + 1] = slice(index, index + 1)
         show_slice(line[3], entropy(weights[tuple(one)]), plane, 0, limits=(0, 1), cmap="viridis", bar=False, **shown)
@@ -122,9 +122,10 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
 def montage(routed: Routed, place: Place, *, expert: int | None = None, plane: str = "axial", slices: int = 12, title: str = "") -> Figure:
     """Slices along the scan, evenly spaced where there is a label: the winning expert, or one expert's weight, with the outlines of the label."""
     weights, reach, fixed = routed.weights(place), routed.top(place), PLANES[plane][0]
+    heat = None if expert is None else routed.weight(place, expert)
     inside = np.arange(routed.image.shape[fixed])
-    if routed.label is not None and (routed.label > 0).any():
-        inside = np.nonzero((routed.label > 0).any(axis=tuple(a for a in range(3) if a != fixed)))[0]
+    if routed.label is not None and (classes := of_a_class(routed.label)).any():
+        inside = np.nonzero(classes.any(axis=tuple(a for a in range(3) if a != fixed)))[0]
     chosen = np.unique(np.linspace(inside[0], inside[-1], min(slices, len(inside))).round().astype(int))
     columns = min(6, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -133,11 +134,11 @@ def montage(routed: Routed, place: Place, *, expert: int | None = None, plane: s
         ax.set_axis_off()
     for number, (ax, index) in enumerate(zip(axes.ravel(), chosen.tolist(), strict=False)):
         shown = {"spacing_mm": routed.spacing_mm}
-        if expert is None:
+        if heat is None:
             show_slice(ax, routed.image, plane, index, limits=routed.limits, bar=not number, **shown)
             show_winner(ax, weights, plane, index, alpha=0.6, **shown)
         else:
-            show_heat(ax, routed.image, weights[expert], plane, index, limits=routed.limits, reach=reach, **shown)
+            show_heat(ax, routed.image, heat, plane, index, limits=routed.limits, reach=reach, **shown)
         if routed.label is not None:
             contours(ax, routed.label, plane, index, classes=len(routed.class_names), width=0.8)
         ax.set_title(f"slice {index}", fontsize=8)
@@ -188,11 +189,11 @@ def expert_panel(
     """One slice: the image with its classes, the winning expert, the groups, and a heat map of each expert's weight.
 
     Args:
-        maps: (E, D, H, W), on the image's grid.
+        maps: (E, D, H, W), on the image's grid. Heat ends at the largest weight there is: an even share of 32 experts would be black on a scale to 1.
         groups: (D, H, W) group of every voxel, or None.
     """
     index = image.shape[PLANES[plane][0]] // 2 if index is None else index
-    experts = len(maps)
+    experts, reach = len(maps), float(maps.max())
     panels = 2 + (groups is not None) + experts
     columns = min(4, panels)
     figure, axes = plt.subplots(-(-panels // columns), columns, figsize=(3.1 * columns, 2.9 * -(-panels // columns) + 0.8), layout="constrained", squeeze=False)
@@ -216,7 +217,7 @@ def expert_panel(
         ax.set_title("groups (colours repeat)", fontsize=9)
     for e in range(experts):
         ax = next(axes)
-        show_heat(ax, image, maps[e], plane, index, limits=limits, **place)
+        show_heat(ax, image, maps[e], plane, index, limits=limits, reach=reach, **place)
         ax.set_title(f"expert {e}", fontsize=9)
     figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, label="weight")
     for ax in axes:
@@ -253,7 +254,7 @@ def story(
     """One slice in a row: the scan, its reference, the prediction, and the weight of the two experts that differ most over it."""
     index = best_slices(reference)[plane]
     spread = [slice_of(m, plane, index).std() for m in maps]
-    shown = np.argsort(spread)[::-1][:2]
+    shown, reach = np.argsort(spread)[::-1][:2], float(maps.max())
     figure, axes = plt.subplots(1, 3 + len(shown), figsize=(3 * (3 + len(shown)), 3.6), layout="constrained")
     place = {"spacing_mm": spacing_mm}
     for ax, name, label in zip(axes, ("scan", "reference", "prediction"), (None, reference, prediction), strict=False):
@@ -262,9 +263,9 @@ def story(
             show_label(ax, label, plane, index, classes=len(class_names), **place)
         ax.set_title(name, fontsize=10)
     for ax, expert in zip(axes[3:], shown, strict=True):
-        show_heat(ax, image, maps[expert], plane, index, limits=limits, **place)
+        show_heat(ax, image, maps[expert], plane, index, limits=limits, reach=reach, **place)
         ax.set_title(f"weight of expert {expert}", fontsize=10)
-    figure.colorbar(axes[-1].images[-1], ax=axes[-1], shrink=0.8)
+    figure.colorbar(axes[-1].images[-1], ax=axes[-1], shrink=0.8, label="weight")
     figure.suptitle(title, fontsize=11)
     class_legend(figure, class_names)
     return figure

@@ -61,29 +61,76 @@ def utilisation_curves(table: pd.DataFrame, *, title: str, share: str = "share")
         share: the column that has it.
     """
     keys = [key for key in ("stage", "block", "level") if key in table]
-    panels = list(table.groupby(keys, sort=True))
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(max(4.5, 3 * columns), 2.6 * rows + 0.5), layout="constrained", squeeze=False, sharex=True)
-    for ax in axes.ravel()[len(panels) :]:
-        ax.set_axis_off()
-    for ax, (place, part) in zip(axes.ravel(), panels, strict=False):
+    panels = {", ".join(f"{key} {value}" for key, value in zip(keys, place, strict=True)): part for place, part in table.groupby(keys, sort=True)}
+    figure, axes = _panels(len(panels), "share of the tokens' weight")
+    for ax, (name, part) in zip(axes, panels.items(), strict=True):
         curves = part.pivot_table(index="step", columns="expert", values=share)
-        colours = expert_colours(curves.shape[1])
-        heights = _apart(curves.iloc[-1].to_numpy(), least=min(0.055, 0.9 / len(colours)) * curves.to_numpy().max())
-        for (expert, curve), colour, height in zip(curves.items(), colours, heights, strict=True):
-            ax.plot(curve.index, curve, color=colour, lw=1.4, marker="o", ms=2.5)
-            ax.annotate(str(expert), (curve.index[-1], height), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center", color=colour)
-        ax.axhline(1 / curves.shape[1], color="#888888", lw=0.8, ls="--")
-        ax.set_title(", ".join(f"{key} {value}" for key, value in zip(keys, place, strict=True)), fontsize=9)
+        _curves(ax, curves, expert_colours(curves.shape[1]), even=1 / curves.shape[1])
+        ax.set_title(name, fontsize=9)
         ax.set_ylim(0, None)
-        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def lift_curves(table: pd.DataFrame, *, title: str) -> Figure:
+    """The lift of every expert of one layer in each class over training, a panel a class, log2; dashed: no association.
+
+    Args:
+        table: tidy rows step, class, expert, lift; background is left out.
+    """
+    classes = [name for name in dict.fromkeys(table["class"]) if name != "background"]
+    figure, axes = _panels(len(classes), "log2 lift")
+    for ax, name in zip(axes, classes, strict=True):
+        curves = np.log2(np.maximum(table[table["class"] == name].pivot_table(index="step", columns="expert", values="lift"), 1e-3))
+        _curves(ax, curves, expert_colours(curves.shape[1]), even=0)
+        ax.set_title(name.replace("_", " "), fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def information_curves(table: pd.DataFrame, *, title: str) -> Figure:
+    """Bits that class and expert share over training, a panel a level with a curve a stage and block. Chance leaves some too: see the table with its band.
+
+    Args:
+        table: tidy rows step, stage, block, level, bits.
+    """
+    levels = list(table.groupby("level", sort=True))
+    figure, axes = _panels(len(levels), "bits")
+    for ax, (level, part) in zip(axes, levels, strict=True):
+        curves = part.pivot_table(index="step", columns=["stage", "block"], values="bits")
+        several = len(set(curves.columns.get_level_values("block"))) > 1
+        curves.columns = [f"stage {stage}" + (f", block {block}" if several else "") for stage, block in curves.columns]
+        _curves(ax, curves, expert_colours(curves.shape[1]), even=None)
+        ax.set_title(f"level {level}", fontsize=9)
+        ax.set_ylim(0, None)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _panels(count: int, what: str) -> tuple[Figure, list[Axes]]:
+    """So many axes over the same steps, four in a row."""
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(max(4.5, 3 * columns), 2.6 * rows + 0.5), layout="constrained", squeeze=False, sharex=True)
+    for ax in axes.ravel()[count:]:
+        ax.set_axis_off()
     for ax in axes[-1]:
         ax.set_xlabel("step")
     for line in axes:
-        line[0].set_ylabel("share of the tokens' weight")
-    figure.suptitle(title, fontsize=11)
-    return figure
+        line[0].set_ylabel(what)
+    return figure, list(axes.ravel()[:count])
+
+
+def _curves(ax: Axes, curves: pd.DataFrame, colours: Sequence[str], *, even: float | None) -> None:
+    """A curve a column over the steps, its name at its end; dashed: `even`."""
+    reach = np.ptp(np.append(curves.to_numpy(), 0))
+    heights = _apart(curves.iloc[-1].to_numpy(), least=min(0.055, 0.9 / len(colours)) * reach)
+    for (name, curve), colour, height in zip(curves.items(), colours, heights, strict=True):
+        ax.plot(curve.index, curve, color=colour, lw=1.4, marker="o", ms=2.5)
+        ax.annotate(str(name), (curve.index[-1], height), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center", color=colour)
+    if even is not None:
+        ax.axhline(even, color="#888888", lw=0.8, ls="--")
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _apart(values: np.ndarray, *, least: float) -> np.ndarray:
@@ -114,7 +161,8 @@ def token_flow(routed: Routed, stage: int, block: int, *, at: Voxel, title: str 
     _flow(axes[0, 0], first, None if slots is None else slots[(slice(None), *at)].astype(float))
     if second is not None:
         _bars(axes[0, 1], second[(slice(None), *at)].astype(float))
-    of = "" if routed.label is None else f" ({routed.class_names[int(routed.label[at])].replace('_', ' ')})"
+    name = routed.class_at(at)
+    of = name and f" ({name})"
     figure.suptitle(f"{routed.name}, stage {stage}, block {block}: voxel {at}{of}{title and '; ' + title}", fontsize=11)
     return figure
 

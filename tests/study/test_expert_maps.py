@@ -13,7 +13,8 @@ from homelib import MambaHoME, UserError
 from homelib.config import override
 from homelib.data.manifest import Case
 from homelib.data.prepare import prepare
-from homelib.study.expert_maps import RoutingMaps, expert_maps, layers_of, maps_bytes, routing_maps, token_groups, window_groups, write_nifti
+from homelib.study.expert_maps import RoutingMaps, expert_maps, layers_of, maps_bytes, routing_maps, token_groups, window_groups
+from homelib.study.map_files import write_nifti
 from homelib.study.trace import trace_routing
 
 
@@ -111,8 +112,16 @@ def test_a_stage_with_fewer_blocks_has_fewer_layers(tiny):
 
 def test_memory_is_told_and_grows_with_the_layers(network, case, smoke):
     few, all_of = (maps_bytes(network, case, smoke, layers) for layers in ([(0, 0, 1)], layers_of(network)))
-    assert few["maps"] == 2 * smoke.model.experts_local[0] * 37 * 19 * 41
-    assert sum(all_of.values()) > 5 * sum(few.values())
+    maps = routing_maps(network, case, smoke, stages=[0], levels=[1])
+    kept = (maps[0, 0, 1], maps.groups[0], maps.image, maps.label)
+    assert few["maps"] == sum(volume.nbytes for volume in kept)
+    assert all(all_of[what] > few[what] for what in few)
+
+
+def test_slots_are_counted_in_the_memory_that_is_told(network, case, smoke, maps):
+    without, told = (maps_bytes(network, case, smoke, layers_of(network), slots=slots) for slots in (False, True))
+    assert told["maps"] - without["maps"] == sum(volume.nbytes for volume in maps.slots.values())
+    assert all(told[what] > without[what] for what in told)
 
 
 # ---------------------------------------------------------------- groups
@@ -133,14 +142,25 @@ def test_groups_of_a_window_are_strips_of_its_tokens(case, smoke):
     assert last[-1, -1, -1] == tokens.max()
 
 
+def test_maps_hold_the_groups_of_the_window_in_the_scans_middle(case, smoke, maps):
+    assert list(maps.groups) == [0, 1, 2, 3]
+    for stage, groups in maps.groups.items():
+        np.testing.assert_array_equal(groups, window_groups(case, smoke, stage, (18, 9, 20)))
+
+
 # ---------------------------------------------------------------- files
 
 
 def test_maps_come_back_from_their_file_as_they_were(maps, tmp_path):
     back = RoutingMaps.load(maps.save(tmp_path / "maps.npz"))
-    assert (back.name, back.class_names, back.spacing_mm) == (maps.name, maps.class_names, maps.spacing_mm)
+    for name in ("name", "class_names", "spacing_mm", "modality", "data_set", "limits"):
+        assert getattr(back, name) == getattr(maps, name)
+    assert (maps.modality, maps.data_set, maps.limits) == ("CT", "demo_ct", (-175, 250))
     for name in ("image", "label", "affine"):
         np.testing.assert_array_equal(getattr(back, name), getattr(maps, name))
+    assert list(back.groups) == list(maps.groups)
+    for stage, groups in back.groups.items():
+        np.testing.assert_array_equal(groups, maps.groups[stage])
     for kind in ("experts", "slots"):
         assert list(getattr(back, kind)) == list(getattr(maps, kind))
         for place, volume in getattr(back, kind).items():
@@ -189,7 +209,8 @@ def test_niftis_light_the_planted_place_in_mm(smoke, light_bright_tokens, tmp_pa
     case = prepare(Case("planted", tmp_path / "scan.nii.gz", None, "CT", "SYNTHETIC", "demo_ct"), spacing_mm=(3.0, 3.0, 3.0))
     network = MambaHoME(smoke.model).eval()
     light_bright_tokens(network, stage)
-    files = {path.name: path for path in write_nifti(routing_maps(network, case, smoke, stages=[stage], levels=[1]), tmp_path / "nifti")}
+    maps = routing_maps(network, case, smoke, stages=[stage], levels=[1])
+    files = {path.name: path for path in write_nifti(maps, tmp_path / "nifti")}
     weights = nib.load(files[f"stage{stage}_block0_level1_weights.nii.gz"])
     winner = nib.load(files[f"stage{stage}_block0_level1_winner.nii.gz"])
     scan = nib.load(files["image.nii.gz"])
@@ -207,6 +228,26 @@ def test_niftis_light_the_planted_place_in_mm(smoke, light_bright_tokens, tmp_pa
     beyond_mm = np.maximum(low - inside[:3].T * spacing_mm, inside[:3].T * spacing_mm - high).max()
     assert beyond_mm < side_mm + 6  # nothing else is, but for tokens at the border and what resampling smears
 
+    files = {path.name: path for path in write_nifti(maps, tmp_path / "native", native=case)}
+    weights, winner = (nib.load(files[f"stage{stage}_block0_level1_{kind}.nii.gz"]) for kind in ("weights", "winner"))
+    assert weights.shape[:3] == winner.shape == image.shape
+    np.testing.assert_allclose(weights.affine, affine, atol=1e-4)
+    shares, number = weights.get_fdata(), np.asarray(winner.dataobj)
+    assert (shares[image == 1000, 1] > 0.99).mean() > 0.95  # resampling to 3 mm smears a voxel of the block's border
+    by_voxel = np.full((*image.shape, 2), 0.0)
+    to_prepared = np.linalg.inv(case.affine) @ affine
+    for place in np.argwhere(image > -2000)[::7]:
+        index = np.floor((to_prepared @ [*place, 1])[:3] + 0.5).astype(int)
+        if ((index >= 0) & (index < case.image.shape)).all():
+            by_voxel[tuple(place)] = maps[stage, 0, 1][(slice(None), *index)]
+    looked_at = np.zeros(image.size, bool)
+    looked_at[::7] = True
+    looked_at = looked_at.reshape(image.shape)
+    np.testing.assert_allclose(shares[looked_at], by_voxel[looked_at], atol=0.003)
+    there = by_voxel[looked_at].sum(1) > 0.5
+    assert (number[looked_at] == np.where(there, by_voxel[looked_at].argmax(1) + 1, 0)).all()
+    assert there.mean() > 0.9
+
 
 def test_the_winner_is_a_label_with_names_and_no_zero(maps, tmp_path):
     files = {path.name: path for path in write_nifti(maps, tmp_path)}
@@ -221,3 +262,6 @@ def test_the_winner_is_a_label_with_names_and_no_zero(maps, tmp_path):
     np.testing.assert_array_equal(np.asarray(nib.load(files["label.nii.gz"]).dataobj), maps.label)
     assert np.asarray(nib.load(files["stage2_block0_slots.nii.gz"]).dataobj).shape[-1] == len(maps.slots[2, 0])
     assert json.loads((Path(tmp_path) / "label.json").read_text())["3"] == "liver"
+    groups = np.asarray(nib.load(files["stage1_groups.nii.gz"]).dataobj)
+    np.testing.assert_array_equal(groups, maps.groups[1] + 1)
+    assert groups.min() == 0 < groups.max()

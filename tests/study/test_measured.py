@@ -62,7 +62,8 @@ def routing(results):
             rows["lift"] += [at | {"class": "liver", "expert": e, "lift": 2.0 - 1.5 * e, "p": p} for e in (0, 1)]
             knocked = at | {"class": "liver", "scan_low": -1.0, "scan_high": 1.0}
             rows["knockout"] += [knocked | {"what": "expert", "expert": e, "change": -0.4 - 0.1 * seed if e == 0 else 0.0} for e in (0, 1)]
-            rows["knockout"] += [knocked | {"what": what, "expert": -1, "change": change} for what, change in (("level", -0.8), ("shuffle", -0.2))]
+            rows["knockout"] += [knocked | {"what": what, "expert": -1, "change": change} for what, change in (("bypass", -0.8), ("shuffle", -0.2))]
+            rows["knockout"] += [knocked | {"level": 0, "what": "layer", "expert": -1, "change": -0.9}] * (level == 1)
     for name, lines in rows.items():
         pd.DataFrame(lines).to_csv(folder / f"{name}.csv", index=False)
     return measured.routing_over_seeds()
@@ -75,8 +76,9 @@ def test_seeds_are_averaged_layer_by_layer(routing):
     assert information["by chance"].tolist() == pytest.approx([0.2, 0.2])
     assert routing["stability"][["pairs", "beyond"]].to_numpy().tolist() == [[3, 2], [3, 2]]
     without = routing["without"].set_index(["level", "what"])["change"]
-    assert without[1, "level"] == pytest.approx(-0.8)
+    assert without[1, "bypass"] == pytest.approx(-0.8)
     assert without[2, "shuffle"] == pytest.approx(-0.2)
+    assert without[0, "layer"] == pytest.approx(-0.9)
     (excess,) = routing["specialists"].to_dict("records")
     assert (excess["level"], excess["seeds"], excess["classes a seed"]) == (1, 3, 1)
     assert excess["excess"] == pytest.approx(-0.5)

@@ -235,6 +235,14 @@ def test_the_lift_is_over_the_experts_own_mean():
     assert lift["liver", 1] == pytest.approx(0.6 / 0.3)
 
 
+def test_voxels_of_no_known_class_count_in_no_mean():
+    maps = np.array([[1.0, 0.4, 0.0], [0.0, 0.6, 1.0]]).reshape(2, 1, 1, 3)
+    names = ("background", "liver")
+    table = experts_by_class(maps, np.array([[[0, 1, 255]]]), names)
+    expected = experts_by_class(maps[..., :2], np.array([[[0, 1]]]), names)
+    assert table.equals(expected)
+
+
 def test_utilisation_by_hand():
     maps = np.array([[0.9, 0.8, 0.1, 0.6], [0.1, 0.2, 0.9, 0.4], [0.0, 0.0, 0.0, 0.0]]).reshape(3, 2, 2, 1)
     table = utilisation(maps).set_index("expert")

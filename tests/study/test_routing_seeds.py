@@ -39,7 +39,7 @@ def test_every_seed_has_its_rows_and_they_are_shown(go, tmp_path, monkeypatch):
     assert set(tables) == {"balance", "lift", "information", "stability", "knockout"}
     assert all(set(tables[name]["seed"]) == {3, 4} for name in set(tables) - {"stability"})
     assert set(zip(tables["stability"]["first"], tables["stability"]["second"], strict=True)) == {(3, 4)}
-    assert {"expert", "level", "shuffle"} == set(tables["knockout"]["what"])
+    assert {"expert", "bypass", "shuffle", "layer"} == set(tables["knockout"]["what"])
     assert "entropy_start" in tables["balance"]
 
     (results / "routing_seeds-smoke").rename(results / "routing_seeds")

@@ -105,7 +105,7 @@ def test_a_trace_of_level_1_alone_says_so_when_level_2_is_asked_for(network, ima
     with torch.inference_mode(), trace_routing(network, levels=[1]) as trace:
         network(image)
     assert trace[0, 0].combine is None
-    with pytest.raises(UserError, match="level: found 2 of a trace that watched level 1 alone"):
+    with pytest.raises(UserError, match="level: found 2, which was not watched or did not run"):
         trace[0, 0].weights(2)
 
 

@@ -185,10 +185,16 @@ def test_the_legend_has_every_class_but_the_background_in_its_colour(ax):
     assert legend_entries(ax.figure) == {name: to_rgb(plots.CLASS_COLOURS[i]) for i, name in ((1, "liver"), (2, "spleen"), (3, "inferior vena cava"))}
 
 
+def test_a_structure_is_neither_background_nor_a_voxel_of_no_known_class():
+    assert plots.of_a_class(np.array([0, 1, 7, 255])).tolist() == [False, True, True, False]
+
+
 def test_the_best_slices_show_most_classes_and_then_most_of_them(label):
     assert plots.best_slices(label) == {"axial": 13, "coronal": 11, "sagittal": 7}
     larger = np.zeros((4, 4, 4), int)
     larger[:, :, 1], larger[:2, :2, 2] = 1, 1
+    assert plots.best_slices(larger)["axial"] == 1
+    larger[:, :, 3] = larger[0, 0, 2] = 255  # no class is known there
     assert plots.best_slices(larger)["axial"] == 1
 
 

@@ -161,6 +161,13 @@ def test_planes_go_through_a_voxel_and_do_without_label_and_groups(image):
     assert [line[0].get_ylabel() for line in np.array(panels(middle)).reshape(3, 4)] == ["axial, slice 10", "coronal, slice 12", "sagittal, slice 15"]
 
 
+def test_an_expert_that_is_not_there_is_one_line(case):
+    with pytest.raises(UserError, match=r"Case x, expert: found 9, expected 0 to 2, those of stage, block, level \(0, 1, 1\)"):
+        routing.planes_through(case, (0, 1, 1), expert=9)
+    with pytest.raises(UserError, match=r"expert: found -1, expected 0 to 3"):
+        routing.montage(case, (0, 1, 2), expert=-1)
+
+
 def test_groups_in_the_scan_are_shown_where_their_window_is(image):
     groups = np.full(SHAPE, -1)
     groups[10:14, 8:12, 4:8] = np.arange(8).repeat(8).reshape(4, 4, 4)
@@ -190,6 +197,8 @@ def test_a_montage_goes_from_end_to_end_of_the_label(case, expert):
     drawn(figure)
     shown = panels(figure)
     assert [ax.get_title() for ax in shown] == ["slice 8", "slice 10", "slice 11", "slice 13"]
+    case.label[:, 20:] = 255  # no class is known there: it does not lengthen the way
+    assert [ax.get_title() for ax in panels(routing.montage(case, (0, 1, 1), expert=expert, plane="coronal", slices=4))] == [ax.get_title() for ax in shown]
     weights = case.experts[0, 1, 1]
     for ax, index in zip(shown, (8, 10, 11, 13), strict=True):
         assert np.array_equal(shown_in(ax), plots.slice_of(weights.argmax(0) if expert is None else weights[expert], "coronal", index))
@@ -320,6 +329,12 @@ def test_ribbons_are_as_wide_as_the_weights(case):
     assert figure.get_suptitle() == "Case x, stage 0, block 1: voxel (7, 11, 13) (spleen); seed 0"
 
 
+def test_a_voxel_of_which_no_class_is_known_is_called_so(case):
+    case.label[1, 2, 3] = 255
+    figure = routing_charts.token_flow(case, 0, 1, at=(1, 2, 3))
+    assert figure.get_suptitle() == "Case x, stage 0, block 1: voxel (1, 2, 3) (no class)"
+
+
 def test_ribbons_end_inside_the_expert_that_has_their_slots(case):
     ax = routing_charts.token_flow(case, 0, 1, at=(1, 2, 3)).axes[0]
     bars = [box.get_bbox() for box in ax.patches if type(box).__name__ == "Rectangle"]
@@ -360,7 +375,7 @@ def test_expert_panel_has_a_picture_for_the_image_the_winner_and_every_expert(im
     assert np.array_equal(shown[1].images[0].get_array(), plots.slice_of(maps.argmax(0), "coronal", 11))
     for e, ax in enumerate(shown[2:]):
         assert np.array_equal(ax.images[-1].get_array(), plots.slice_of(maps[e], "coronal", 11))
-        assert ax.images[-1].get_clim() == (0, 1)
+        assert ax.images[-1].get_clim() == (0, maps.max()), "with many experts a scale to 1 is black"
     assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava"}
     assert not [ax for ax in figure.axes if ax.axison and not ax.images and not ax.collections and ax.get_label() != "<colorbar>"], "an empty panel is drawn"
 
@@ -417,7 +432,7 @@ def test_story_shows_one_slice_and_the_two_experts_that_differ_most_over_it(imag
     assert not shown[2].images[1].get_array().filled(0).any()
     assert np.array_equal(shown[3].images[1].get_array(), plots.slice_of(most, "coronal", 11))
     assert np.array_equal(shown[4].images[1].get_array(), plots.slice_of(some, "coronal", 11))
-    assert shown[3].images[1].get_clim() == shown[4].images[1].get_clim() == (0, 1)
+    assert shown[3].images[1].get_clim() == shown[4].images[1].get_clim() == (0, most.max())
     assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava"}
 
 
