@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .errors import UserError
-from .frozen import Frozen, field_names, unknown_field
+from .frozen import Frozen, ended, field_names, unknown_field
 
 IGNORE = 255  # a voxel with this label takes no part in the loss
 
@@ -369,7 +369,7 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     tree = settings.model_dump()
     for name, value in changes.items():
         if name not in field_names(Settings):
-            raise UserError(unknown_field(name, Settings) + ".")
+            raise UserError(ended(unknown_field(name, Settings)))
         *groups, leaf = name.split(".")
         branch = tree
         for group in groups:

@@ -36,7 +36,7 @@ def describe(error: ValidationError, tree: type[BaseModel]) -> str:
             faults.append(f"{name}.{message}" if name else message)
         else:
             faults.append(f"{name}: found {shortened(fault['input'])}; {message}")
-    return "; ".join(faults) + "."
+    return ended("; ".join(faults))
 
 
 def unknown_field(name: str, tree: type[BaseModel]) -> str:
@@ -45,6 +45,11 @@ def unknown_field(name: str, tree: type[BaseModel]) -> str:
     near = [full for full in names if full.startswith(name)] or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     near = near or [full for full in names if full.rsplit(".")[-1] == name.rsplit(".")[-1]]
     return f"{name}: no such field" + (f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(names)}")
+
+
+def ended(sentence: str) -> str:
+    """With a full stop, unless it ends as a question."""
+    return sentence if sentence.endswith("?") else sentence + "."
 
 
 def field_names(tree: type[BaseModel], prefix: str = "") -> list[str]:

@@ -54,13 +54,13 @@ def look_up(tree, dotted):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ModelConfig(chanels=(1, 2, 3, 4)), r"^chanels: no such field; did you mean channels\?"),
+        (lambda: ModelConfig(chanels=(1, 2, 3, 4)), r"^chanels: no such field; did you mean channels\?$"),
         (lambda: Settings(model={"chanels": 1}), r"^model\.chanels: no such field; did you mean model\.channels\?"),
         (lambda: Settings(training={"augment": {"gama": 0.1}}), r"^training\.augment\.gama: .*training\.augment\.gamma\?"),
-        (lambda: override(Settings(), {"training.step": 3}), r"^training\.step: .*did you mean training\.steps\?"),
+        (lambda: override(Settings(), {"training.step": 3}), r"^training\.step: .*did you mean training\.steps\?$"),
         (lambda: override(Settings(), {"steps": 3}), r"^steps: .*did you mean training\.steps\?"),
         (lambda: override(Settings(), {"training": {}}), r"^training: no such field"),
-        (lambda: override(Settings(), {"training.steps": "many"}), r"^training\.steps: found 'many'; .*integer"),
+        (lambda: override(Settings(), {"training.steps": "many"}), r"^training\.steps: found 'many'; .*integer.*[^.]\.$"),
         (lambda: override(Settings(), {"training.augment.gamma": 2}), r"^training\.augment\.gamma: found 2; .*less than 1"),
         (lambda: ModelConfig(depths=(1, 1, 1)), r"^depths.*found \(1, 1, 1\)"),
         (lambda: ModelConfig(depths=(1, 1, 1, 1, 1)), r"^depths.*found \(1, 1, 1, 1, 1\)"),

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import at_least_one
 from .home import Experts, HoME, at_least_float32
 
 
@@ -36,7 +37,9 @@ class EquationHoME(HoME):
         group_order: str = "raster",
     ):
         nn.Module.__init__(self)
-        self.group_size, self.group_order = group_size, group_order
+        at_least_one(channels=channels, group_size=group_size, experts_local=experts_local, slots_per_expert=slots_per_expert)
+        at_least_one(experts_global=experts_global, expert_mult=expert_mult)
+        self.channels, self.group_size, self.group_order = channels, group_size, group_order
         self.local_router = StaticRouter(channels, experts_local, slots_per_expert)
         self.local_weights = ExpertWeights(channels, experts_local)
         self.local_experts = Experts(experts_local, channels, mult=expert_mult, glu=expert_glu)

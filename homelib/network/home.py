@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from .order import Grid, gathered, groups_of, scattered
+from ..errors import at_least_one
+from .order import Grid, check_tokens, gathered, groups_of, scattered
 
 
 class HoME(nn.Module):
@@ -58,7 +59,8 @@ class HoME(nn.Module):
         group_order: str = "raster",
     ):
         super().__init__()
-        self.group_size, self.group_order = group_size, group_order
+        at_least_one(channels=channels, group_size=group_size, experts_local=experts_local, slots_per_expert=slots_per_expert, expert_mult=expert_mult)
+        self.channels, self.group_size, self.group_order = channels, group_size, group_order
         self.local_router = LocalRouter(channels, experts_local, slots_per_expert, over_tokens=dispatch == "tokens")
         self.local_experts = Experts(experts_local, channels, mult=expert_mult, glu=expert_glu)
         self.expert_gate = nn.Parameter(torch.ones(experts_local))
@@ -66,12 +68,14 @@ class HoME(nn.Module):
         self.levels = 1 if experts_global is None else 2
         if experts_global is None:
             return
+        at_least_one(experts_global=experts_global)
         self.global_norm = RMSNorm(channels)
         self.global_router = GlobalRouter(channels, experts_global, mask_padding=mask_padding)
         self.global_experts = Experts(experts_global, channels, mult=expert_mult, glu=expert_glu)
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        """x (B, N, d); grid (D, H, W) of its tokens, which only orders other than raster need."""
+        """x (B, N, d); grid (D, H, W) of its tokens, which only orders other than raster need. Raises UserError for another shape, or an empty one."""
+        check_tokens(x, self.channels)
         tokens, order = x.shape[1], None if self.group_order == "raster" else groups_of(self.group_order, grid, self.group_size, str(x.device))
         x, mean, padded = self._group(x, order)  # (B, G, K, d), (B, G, d), (G, K)
         A, dispatch = self._assign(x, mean, padded)  # (B, G, K, E, S)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import at_least_one
 from .causal_conv import causal_conv
-from .order import SCANS, Grid, turned, turned_back
+from .order import SCANS, Grid, check_tokens, turned, turned_back
 from .scan import selective_scan
 from .scan.backends import known
 
@@ -37,6 +38,7 @@ class MambaMixer(nn.Module):
 
     def __init__(self, channels: int, *, state_dim: int = 16, conv_width: int = 4, expand: int = 2, backend: str = "auto", direction: str = "forward"):
         super().__init__()
+        at_least_one(channels=channels, state_dim=state_dim, conv_width=conv_width, expand=expand)
         inner, rank = expand * channels, math.ceil(channels / 16)
         self.backend, self.splits, self.directions = known(backend), (rank, state_dim, state_dim), SCANS[direction]
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
@@ -50,7 +52,8 @@ class MambaMixer(nn.Module):
         self.others = nn.ModuleList(Direction(inner, rank=rank, state_dim=state_dim, conv_width=conv_width) for _ in self.directions[1:])
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        """x (B, L, d); grid (D, H, W) of its tokens, which only a scan from slice to slice needs."""
+        """x (B, L, d); grid (D, H, W) of its tokens, which only a scan from slice to slice needs. Raises UserError for another shape, or an empty one."""
+        check_tokens(x, self.in_proj.in_features)
         u, z = rearrange(self.in_proj(x), "b l (two d) -> two b d l", two=2)
         scans = []
         for direction, weights in zip(self.directions, (self, *self.others), strict=True):

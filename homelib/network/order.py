@@ -20,6 +20,12 @@ Grid = tuple[int, int, int]
 SCANS = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward"), "three": ("forward", "backward", "slices")}
 
 
+def check_tokens(x: Tensor, channels: int) -> None:
+    """Raises UserError unless x is (B, N, C) of these channels, with at least one token in at least one item."""
+    if x.dim() != 3 or x.shape[2] != channels or not x.numel():
+        raise UserError(f"input: found shape {tuple(x.shape)}, expected (B, L, {channels}) with at least one item and token.")
+
+
 @lru_cache(maxsize=64)  # a handful of grids a network: its stages, for each patch
 @undisturbed()  # a table that is kept must not be one of the moment's: of inference, or of a count of operations
 def groups_of(order: str, grid: Grid | None, group_size: int, device: str = "cpu") -> Tensor:

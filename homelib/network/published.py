@@ -75,11 +75,12 @@ def load_published(module: nn.Module, state: Mapping[str, Any]) -> None:
         state: name -> tensor or array; a checkpoint `{"model": ...}` and names that begin with `module.` (left by DDP) are accepted.
 
     Raises:
-        UserError: names that are missing, unexpected, or of another shape, all listed.
+        UserError: no mapping of names; or names that are missing, unexpected, of another shape, or no real numbers, all listed.
     """
     state = _unwrap(state)
     target = to_published(module)
     faults = _faults({name: tuple(t.shape) for name, t in target.items()}, {name: tuple(_shape(t)) for name, t in state.items()})
+    faults += [f"{name} holds {state[name].dtype}, expected real numbers" for name in target if name in state and not _is_real(state[name])]
     if faults:
         raise UserError(
             f"weights in the authors' layout do not fit {type(module).__name__}: {'; '.join(faults)}. Check the network's settings and the classes."
@@ -90,13 +91,22 @@ def load_published(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(state.get("model"), Mapping):
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        kind = f"a {type(state).__name__}" + (" whose keys are no text" if isinstance(state, Mapping) else "")
+        raise UserError(f"weights in the authors' layout: found {kind}, expected name -> tensor, as torch.load of their checkpoint gives.")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape) if hasattr(value, "shape") else (f"a {type(value).__name__}",)
+
+
+def _is_real(value: Any) -> bool:
+    """Of a tensor or array: floating or whole numbers. Of anything else its shape tells already."""
+    dtype = getattr(value, "dtype", None)
+    return not getattr(dtype, "is_complex", False) and getattr(dtype, "kind", "f") in "fiub"
 
 
 def _faults(expected: dict[str, tuple], found: dict[str, tuple]) -> list[str]:

@@ -99,7 +99,7 @@ class Stage(nn.Module):
         D, H, W = grid = tuple(x.shape[2:])
         t = rearrange(x, "b c d h w -> b (d h w) c")
         for block in self.blocks:
-            t = checkpoint(block, t, grid, use_reentrant=False) if self.checkpointing and self.training else block(t, grid)
+            t = checkpoint(block, t, grid, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else block(t, grid)
         return rearrange(t, "b (d h w) c -> b c d h w", d=D, h=H, w=W)
 
 

@@ -1,13 +1,15 @@
 """HoME against its equations in plain loops, and the properties that follow from them."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from homelib import HoME
+from homelib import HoME, UserError
+from homelib.network.equations import EquationHoME
 from homelib.network.home import Experts, RMSNorm
 from homelib.network.published import load_published, to_published
 
@@ -272,6 +274,23 @@ def test_rms_norm_gives_length_root_d_however_short_the_vector(dtype):
     assert found.dtype == dtype
     expected = torch.tensor([[1.2, 0.0, 0.0, 0.8], [1.2, 0.0, 0.0, 0.8], [0.0, 0.0, 0.0, 0.0]], dtype=dtype)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
+
+
+SIZES = {"channels": 8, "group_size": 4, "experts_local": 2, "slots_per_expert": 2, "experts_global": 3, "expert_mult": 2}
+
+
+@pytest.mark.parametrize("form", [HoME, EquationHoME])
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_of_nothing_is_refused_by_its_name(form, name):
+    with pytest.raises(UserError, match=rf"^{name}: found 0, expected at least 1\.$"):
+        form(**SIZES | {name: 0})
+
+
+@pytest.mark.parametrize("form", [HoME, EquationHoME])
+@pytest.mark.parametrize("shape", [(2, 0, 8), (0, 5, 8), (2, 5, 9), (5, 8)], ids=str)
+def test_an_empty_or_wrong_input_is_refused_in_one_line(form, shape):
+    with pytest.raises(UserError, match=rf"^input: found shape {re.escape(str(shape))}, expected \(B, L, 8\) with at least one item and token\.$"):
+        form(**SIZES)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9])

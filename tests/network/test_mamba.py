@@ -1,5 +1,7 @@
 """Properties of the Mamba mixer. Its numbers: test_parity; the scan inside: test_scan."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,17 @@ def test_bfloat16_autocast_is_close_to_float32():
 def test_a_wrong_backend_is_found_when_the_network_is_built():
     with pytest.raises(UserError, match=r"^backend: found 'numbra', expected 'auto' or one of .*Did you mean 'numba'\?$"):
         MambaMixer(8, backend="numbra")
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 8), (0, 5, 8), (2, 5, 9)], ids=str)
+def test_an_empty_or_wrong_input_is_refused_in_one_line(shape):
+    with pytest.raises(UserError, match=rf"^input: found shape {re.escape(str(shape))}, expected \(B, L, 8\) with at least one item and token\.$"):
+        MambaMixer(8)(torch.zeros(shape))
+
+
+def test_a_size_of_nothing_is_refused_by_its_name():
+    with pytest.raises(UserError, match=r"^state_dim: found 0, expected at least 1\.$"):
+        MambaMixer(8, state_dim=0)
 
 
 def test_the_mixer_compiles_in_one_piece():

@@ -189,6 +189,35 @@ def test_other_wrappings_of_the_same_weights_load_alike(wrap):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in to_published(layer).items())
 
 
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        (None, "a NoneType"),
+        ([1, 2], "a list"),
+        ("weights.pt", "a str"),
+        ({1: torch.zeros(1)}, "a dict whose keys are no text"),
+        ({"model": None}, "1 unexpected: model"),
+    ],
+    ids=str,
+)
+def test_what_is_no_mapping_of_weights_is_refused_in_one_line(state, found):
+    with pytest.raises(UserError, match=found) as caught:
+        load_published(MODULES["DynamicTanh"](None), state)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "<U3"])
+def test_numbers_that_are_not_real_are_refused_and_nothing_is_loaded(dtype):
+    layer = MODULES["DynamicTanh"](None)
+    before = {name: tensor.clone() for name, tensor in to_published(layer).items()}
+    for kind in (np.asarray, *([torch.tensor] if dtype == "complex64" else [])):
+        weights = {name: tensor.numpy() for name, tensor in random_weights(layer).items()}
+        weights["alpha"] = kind(weights["alpha"].astype(dtype))
+        with pytest.raises(UserError, match=r"alpha holds (torch\.complex64|complex64|<U3), expected real numbers"):
+            load_published(layer, weights)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in to_published(layer).items())
+
+
 def test_weights_that_do_not_fit_are_all_listed_and_none_is_loaded():
     layer = MODULES["HoME"](None)
     before = {name: tensor.clone() for name, tensor in to_published(layer).items()}

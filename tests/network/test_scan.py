@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -231,6 +231,14 @@ def test_agrees_for_any_shape_and_block(batch, channels, tokens, state, numbers,
     assert_agree(scan_and_gradients(cast(given, torch.float32), "numba"), oracle, 1e-4)
 
 
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.integers(1, 2), channels=st.integers(1, 18), tokens=st.integers(1, 34), state=st.integers(1, 2), seed=st.integers(0, 99))
+def test_triton_agrees_for_any_shape(batch, channels, tokens, state, seed, triton_as_python):
+    """Few and small ones: the kernels run as Python. 16 tokens a chunk and 16 channels a program, so that some fill several and some not one."""
+    given = inputs(batch, channels, tokens, state, seed=seed)
+    assert_agree(scan_and_gradients(cast(given, torch.float32), "triton"), scan_and_gradients(given, "reference"), 1e-4)
+
+
 def test_the_result_does_not_depend_on_the_block(monkeypatch):
     given = inputs(tokens=1000, state=8)
     results = []
@@ -295,9 +303,10 @@ def test_a_wrong_shape_names_the_argument(name):
         selective_scan(**given)
 
 
-def test_no_token_is_refused():
-    with pytest.raises(UserError, match=r"^u: .*at least one token"):
-        selective_scan(**inputs(tokens=0))
+@pytest.mark.parametrize(("name", "sizes"), [("u", {"tokens": 0}), ("u", {"batch": 0}), ("u", {"channels": 0}), ("A", {"state": 0})], ids=str)
+def test_what_is_empty_is_refused_by_its_name(name, sizes):
+    with pytest.raises(UserError, match=rf"^{name}: found shape .* with at least one "):
+        selective_scan(**inputs(**sizes))
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest():

@@ -145,6 +145,16 @@ def test_checkpointing_recomputes_the_asked_stages_and_changes_nothing(tiny, on,
     assert all(torch.equal(a, b) for a, b in zip(gradients_again, gradients, strict=True))
 
 
+def test_checkpointing_recomputes_wherever_a_backward_pass_may_follow_and_nowhere_else(tiny):
+    network, x = MambaHoME(tiny).eval(), torch.randn(1, 1, 16, 32, 16)
+    network.set_checkpointing(True)
+    assert output_and_gradients(network, x)[2] == [0, 0, 1, 1, 2, 2, 3, 3]  # weights are fixed, a gradient is asked for: of a saliency map, say
+    kept = []
+    with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        assert network(x).grad_fn is None
+    assert not kept
+
+
 def test_checkpointing_wants_one_value_or_four(network):
     with pytest.raises(UserError, match="found 2 values"):
         network.set_checkpointing((True, False))

@@ -50,11 +50,11 @@ def selective_scan(
 
 
 def _check_shapes(u, delta, A, B, C, D, z, delta_bias) -> None:
-    if u.dim() != 3 or not u.shape[-1]:
-        raise UserError(f"u: found shape {tuple(u.shape)}, expected (B, D, L) with at least one token.")
+    if u.dim() != 3 or not u.numel():
+        raise UserError(f"u: found shape {tuple(u.shape)}, expected (B, D, L) with at least one item, channel and token.")
     batch, channels, tokens = u.shape
-    if A.dim() != 2 or A.shape[0] != channels:
-        raise UserError(f"A: found shape {tuple(A.shape)}, expected (D, N) = ({channels}, N), from u {tuple(u.shape)}.")
+    if A.dim() != 2 or A.shape[0] != channels or not A.numel():
+        raise UserError(f"A: found shape {tuple(A.shape)}, expected (D, N) = ({channels}, N) with at least one state, from u {tuple(u.shape)}.")
     expected = {
         "delta": (delta, u.shape),
         "B": (B, (batch, A.shape[1], tokens)),

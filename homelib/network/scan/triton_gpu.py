@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .fused import operator, will_differentiate
 
-DEVICES, FLOAT64 = ("cuda", "cpu") if triton.knobs.runtime.interpret else ("cuda",), False  # TRITON_INTERPRET=1 runs the kernels as Python: for tests
+FLOAT64 = False
 TOKENS = 64  # of a chunk
 CHANNELS = 16  # of a program
 WARPS, WARPS_BACKWARD = 4, 8  # of a program; with 4 the backward pass has too few registers
@@ -308,3 +308,7 @@ def _apply_backward(
         tl.store(dz + at, upstream * total * gate_t * (1.0 + z * (1.0 - gate_t)), mask=inside)
     tl.store(dD + base * channels + channel, tl.sum(dy_t * x, 1), mask=exists)
     tl.store(dbias + base * channels + channel, tl.sum(d_raw, 1), mask=exists)
+
+
+# TRITON_INTERPRET=1 makes Python functions of the kernels, on any device: for tests. How Triton reads it differs by version, what it made of a kernel tells.
+DEVICES = ("cuda",) if isinstance(_ends, triton.JITFunction) else ("cuda", "cpu")
