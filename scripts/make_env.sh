@@ -36,12 +36,13 @@ rm -f "$ready"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
 # uv is about ten times faster than pip, but it does not read pip's configuration: hand it the wheel folders.
-# Where there is an NVIDIA GPU, a CPU wheel in such a folder must not win over the CUDA build.
+# Where there is an NVIDIA GPU, a CPU wheel in such a folder must not win over the CUDA build. UV_TORCH_BACKEND (cu130, say) asks for
+# a CUDA build where there is none: an image for a GPU is built so.
 source_of_torch=(--torch-backend cpu)
 wheels=()
 size="about 1 minute on a fast line, 3.4 GB on disk"
-if nvidia-smi >/dev/null 2>&1; then
-    source_of_torch=(--torch-backend auto)
+if [ "${UV_TORCH_BACKEND:-cpu}" != cpu ] || { [ -z "${UV_TORCH_BACKEND:-}" ] && nvidia-smi >/dev/null 2>&1; }; then
+    source_of_torch=(--torch-backend "${UV_TORCH_BACKEND:-auto}")
     size="some minutes, about 8 GB on disk with PyTorch's CUDA build"
 else
     for folder in ${PIP_FIND_LINKS:-}; do

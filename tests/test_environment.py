@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONDA_NAMES = {"torch": "pytorch", "blosc2": "python-blosc2"}  # pip name -> conda-forge name, where they differ
 USERS_PACKAGES = {"torch", "mamba-ssm", "causal-conv1d", "jupyterlab", "matplotlib", "ipywidgets", "monai", "pandas", "papermill"}
 NEEDS_CUDA = {"mamba-ssm", "causal-conv1d"}
+
+EXTRAS = {"cuda", "dev", "bench", "slurm", "site", "onnx", "voila", "zoo", "tensorboard"}
+LOCKED = sorted(EXTRAS - {"cuda"})  # cuda builds beside a GPU alone
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENVIRONMENT = (ROOT / "environment.yml").read_text()
@@ -87,6 +91,20 @@ def test_the_users_packages_are_there_and_only_the_cuda_kernels_are_commented_ou
     assert {name: full[name] for name in NEEDS_CUDA} == {name: cuda[name].specifier for name in NEEDS_CUDA}
 
 
+def test_the_extras_are_there_and_a_package_has_one_bound_wherever_it_stands():
+    assert set(PROJECT["optional-dependencies"]) == EXTRAS
+    everywhere = PROJECT["dependencies"] + [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    bounds: dict[str, SpecifierSet] = {}
+    for r in map(Requirement, everywhere):
+        assert bounds.setdefault(canonicalize_name(r.name), r.specifier) == r.specifier, f"{r.name} has two bounds"
+
+
+def test_a_cluster_needs_nothing_more_than_the_defaults():
+    """submitit runs a grid on one machine too, so it is a default; the extra is a name for who looks for it."""
+    defaults = requirements()
+    assert {name: defaults[name].specifier for name in requirements("slurm")} == {name: r.specifier for name, r in requirements("slurm").items()}
+
+
 def test_cuda_kernels_are_in_neither_the_default_nor_the_test_set():
     assert not NEEDS_CUDA & requirements("dev").keys()
 
@@ -108,11 +126,40 @@ def pins() -> dict[str, Version]:
 
 def test_constraints_satisfy_every_requirement():
     pinned = pins()
-    for name, r in requirements("dev").items():
+    for name, r in requirements(*LOCKED).items():
         if name == "triton":  # PyTorch's CUDA build names its own
             continue
-        assert name in pinned, f"{name} is not in constraints-cpu.txt: make the file again (its first lines say how)"
+        assert name in pinned, f"{name} is not in constraints-cpu.txt: bash scripts/make_lock.sh"
         assert r.specifier.contains(pinned[name]), f"{name}=={pinned[name]} does not satisfy {r}"
+
+
+def test_constraints_pin_what_the_requirements_require_too():
+    """Followed through the packages that are installed here; of an extra that is not, no farther than its own lines."""
+    pinned, seen, to_do = pins(), set(), [(r, ()) for r in requirements(*LOCKED).values()]
+    while to_do:
+        requirement, extras = to_do.pop()
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras or ("",)):
+            continue
+        name, wanted = canonicalize_name(requirement.name), tuple(sorted(requirement.extras))
+        if (name, wanted) in seen or name.startswith(("nvidia-", "cuda-", "triton")):
+            continue
+        seen.add((name, wanted))
+        assert name in pinned, f"{name} is required and not in constraints-cpu.txt: bash scripts/make_lock.sh"
+        try:
+            further = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        to_do += [(Requirement(line), wanted) for line in further]
+    assert len(seen) > 150
+
+
+def test_the_lock_is_made_of_every_extra_but_cuda():
+    script = (ROOT / "scripts/make_lock.sh").read_text()
+    (listed,) = re.findall(r"^extras=\((.*)\)$", script, re.MULTILINE)
+    assert set(listed.split()) == set(LOCKED)
+    (torch,) = re.findall(r"^torch=(\S+)", script, re.MULTILINE)
+    assert pins()["torch"] == Version(torch)
+    assert CONSTRAINTS.splitlines()[0].endswith("bash scripts/make_lock.sh")
 
 
 def test_constraints_leave_the_torch_build_to_the_machine():
@@ -121,7 +168,8 @@ def test_constraints_leave_the_torch_build_to_the_machine():
     assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
-SET_UP = ["pyproject.toml", "environment.yml", "constraints-cpu.txt", "Makefile", "scripts/make_env.sh", "scripts/make_peers.sh", ".ci/run"]
+SCRIPTS = ["Makefile", "scripts/make_env.sh", "scripts/make_lock.sh", "scripts/make_peers.sh", ".ci/run"]
+SET_UP = ["pyproject.toml", "environment.yml", "constraints-cpu.txt", *SCRIPTS]
 
 
 @pytest.mark.parametrize("name", SET_UP)
@@ -183,7 +231,9 @@ def test_make_alone_lists_every_target():
     result = make(ROOT)
     assert result.returncode == 0
     listed = re.findall(r"^make ([\w-]+) +\S.*$", result.stdout, flags=re.MULTILINE)
-    assert listed == ["help", "env", "demo", "test", "bench", "bench-data", "bench-gpu", "lab", "clean"]
+    (targets,) = re.findall(r"^\.PHONY: (help .*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(targets.split())
+    assert {"env", "demo", "test", "lab", "clean"} <= set(listed)
     assert make(ROOT, "help").stdout == result.stdout
 
 
@@ -293,6 +343,10 @@ def test_the_torch_build_follows_the_machine(clone, has_gpu):
     call = installer_call()
     assert ("--torch-backend" in call) is has_gpu
     assert (f"--find-links {wheels}" in call) is not has_gpu
+    surroundings["UV_TORCH_BACKEND"] = "cu130"  # an image for a GPU, built where there may be none
+    call = installer_call()
+    assert "--torch-backend cu130" in call
+    assert "--find-links" not in call
 
 
 @needs_make
