@@ -54,14 +54,13 @@ class Task:
 class Sweep:
     """A grid's runs in their folder, as `plan.json` there has them.
 
-    command: that makes them. data: data set -> its folder. parameters: of the notebooks, beside those that make a run.
+    command: that makes them. data: data set -> its folder.
     """
 
     folder: Path
     command: str
     profile: str
     data: Mapping[str, str]
-    parameters: Mapping[str, Any]
     tasks: tuple[Task, ...]
 
     @classmethod
@@ -121,7 +120,7 @@ class Sweep:
         more = {notebook: {name: value for name, value in plan["parameters"].items() if name in its} for notebook, its in known.items()}
         shelf = [(notebook, more.get(notebook, {})) for notebook in notebooks]
         tasks = tuple(_task(folder, plan["profile"], data, shelf, line) for line in plan["runs"])
-        return cls(folder, _command(plan), plan["profile"], data, plan["parameters"], tasks)
+        return cls(folder, _command(plan), plan["profile"], data, tasks)
 
     def memory_gib(self) -> float:
         """That a run will need at most."""
@@ -263,7 +262,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _command(plan: dict[str, Any]) -> str:
-    roots = [f"--root {name.upper()}" for name in plan["data"]]
+    roots = [f"--root {Path(name).stem.upper()}" for name in plan["data"]]
     return " ".join(["home ablate run", plan["grid"], *roots, *(f"-p {name}={json.dumps(value)}" for name, value in plan["parameters"].items())])
 
 
