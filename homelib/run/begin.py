@@ -5,7 +5,7 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from lightning_fabric import Fabric
@@ -110,7 +110,8 @@ def claimed(run: Run, settings: Settings) -> Iterator[None]:
     Raises UserError: another training is at work there; it holds a run with other settings.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with held(run.lock_file, patience=PATIENCE_SECONDS) as ours:
+    mine = os.access(run.folder, os.W_OK)  # where nothing can be written, a run that is done can be looked at
+    with held(run.lock_file, patience=PATIENCE_SECONDS) if mine else nullcontext(True) as ours:
         if not ours:
             raise UserError(f"{run.folder}: another training is at work there. Wait for it, or choose another name.")
         _take(run, settings)

@@ -10,7 +10,7 @@ from ..errors import UserError
 
 LOWER = 0.5  # factor on the learning rate after going back to a checkpoint
 ROLLBACKS = 1  # then the training ends
-LOADER_ENDED = ("killed by signal: killed", "killed by signal: bus error", "shared memory")  # by the system, for want of memory
+LOADER_ENDED = ("killed by signal: killed", "killed by signal: bus error", "workers are out of shared memory", "unable to allocate shared memory")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 
 

@@ -86,7 +86,7 @@ def fit(
 
 def _told(error: BaseException, settings: Settings, run: Run, device: torch.device) -> BaseException:
     """What a user can mend as one line; all else as it is."""
-    if lost_a_loader(error):
+    if settings.training.workers and lost_a_loader(error):
         return too_many_loaders(settings)
     if is_out_of_memory(error):
         there = torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None
@@ -130,7 +130,7 @@ class _Training:
             self.progress.say(f"validated on {len(self.validation)} of {len(validation)} cases (training.validation_cases_most)")
         self.told_at, self.line_from = time.monotonic(), self.validated
         self.steps_gib = None  # most memory until the first validation, whose hooks are not every network's
-        self.board = TensorBoard(run.folder, begin=self.line_from) if self.first and "tensorboard" in config.loggers else None
+        self.board: TensorBoard | None = None
         self.began = time.perf_counter() - (self.history.rows[-1]["seconds"] if self.history.rows else 0.0)
 
     def go(self) -> None:
@@ -138,6 +138,8 @@ class _Training:
         if (self.over or self.step == self.config.steps) and "steps_gib" in self.run.status:  # told at the end; a driver of notebooks has its own word of state
             return
         self._tell("running", steps=self.step)
+        if self.first and "tensorboard" in self.config.loggers:
+            self.board = TensorBoard(self.run.folder, begin=self.line_from)
         if self.step == 0 and not self._keep():  # something to go back to; and a folder that cannot be written is known at once
             raise UserError(f"training.init_from: {self.config.init_from}: found weights that are not finite, expected numbers. Choose others.")
         if self._due(self.step) and self.validated < self.step:

@@ -73,6 +73,15 @@ def test_a_file_system_without_locks_is_warned_of_and_other_errors_are_not_hidde
         assert ours
 
 
+def test_a_run_that_is_done_can_be_looked_at_where_nothing_can_be_written(brief, prepared, tmp_path, monkeypatch):
+    run = fit(brief, [prepared], tmp_path / "run", progress=False)
+    run.lock_file.unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    monkeypatch.setattr(begin.os, "access", lambda path, how: False)
+    assert fit(brief, [prepared], run.folder, progress=False).state == "done"
+    assert {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
+
+
 @pytest.mark.parametrize(("world", "devices", "nodes", "refused"), [("2", 1, 1, True), ("4", 1, 2, True), ("1", 1, 1, False), ("", 1, 1, False)])
 def test_more_processes_than_devices_are_refused(world, devices, nodes, refused, brief, monkeypatch):
     """`torchrun --nproc-per-node 2 --no-python home train ...` without a word of it in the settings."""
