@@ -303,7 +303,7 @@ def stuck(cases, tmp_path):
     process.wait()
 
 
-def wait_for(found, seconds=60):
+def wait_for(found, seconds=240):  # a machine that is at work on other things starts a process late
     deadline = time.monotonic() + seconds
     while not (result := found()):
         assert time.monotonic() < deadline, "it did not happen"
