@@ -16,7 +16,7 @@ from ..data.naming import images_and_labels
 from ..data.split import split
 from ..errors import UserError
 from . import record
-from .pairs import LABEL_MAP
+from .outputs import LABEL_MAP
 
 
 def find_inputs(
