@@ -201,7 +201,7 @@ def predict(
 def evaluate(
     predicted: Annotated[Path, typer.Argument(metavar="RUN|PRED|CSV", help="run folder; labels: a file, or a folder paired by case id; or a metrics.csv")],
     reference: Annotated[Path | None, typer.Argument(metavar="[REF]", help="reference labels, as PRED")] = None,
-    data: Annotated[str | None, typer.Option(help="data set whose raw labels the references hold; default: labels.json beside PRED")] = None,
+    data: Annotated[str | None, typer.Option(help="data set whose raw labels the references hold; default: that of PRED's run")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="PRED holds the data set's raw labels too")] = False,
     csv: Annotated[Path | None, typer.Option(help="one row a case, class and metric; default metrics.csv in the folder PRED")] = None,
     convention: Annotated[str, typer.Option(help="means as others make them: own, monai, segmamba, nnunet, brats or paper")] = "own",

@@ -82,6 +82,20 @@ def test_a_folder_of_dicom_slices_is_predicted_as_the_same_scan_in_another_forma
     assert (status, "0 predicted, 1 unchanged, 0 failed" in out) == (0, True)
 
 
+def test_raw_references_of_the_runs_data_set_are_known_as_such(run, phantoms, home, tmp_path):
+    """As with --data, and not as class indices, which some of the raw values would be."""
+    case = phantoms["phantom-a"]
+    assert home("predict", run, case.image, "--out", tmp_path / "out" / "a.nii.gz", "--accelerator", "cpu")[0] == 0
+    tables = {}
+    for name, given in (("untold", ()), ("told", ("--data", "demo_ct"))):
+        status, out, err = home("evaluate", tmp_path / "out" / "a.nii.gz", case.label, "--csv", tmp_path / f"{name}.csv", "--workers", 1, *given)
+        assert (status, "References: raw labels of demo_ct" in out) == (0, name == "untold"), err
+        tables[name] = (tmp_path / f"{name}.csv").read_text()
+    assert tables["untold"] == tables["told"]
+    status, out, _ = home("predict", run, case.image, "--out", tmp_path / "out" / "a.nii.gz")
+    assert (status, "0 predicted, 1 unchanged, 0 failed" in out) == (0, True)
+
+
 def test_a_series_that_is_not_whole_is_told_and_the_others_are_done(run, series, home, tmp_path):
     slices, nifti = series
     (slices / "IM021").unlink()  # 21 is 7 times 3: the fourth slice

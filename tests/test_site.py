@@ -1,12 +1,9 @@
 """`make site`: executed notebooks and docs become pages that can be searched and read by all; what is not executed, or leads nowhere, is told."""
 
-import functools
-import http.server
 import importlib.util
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import nbformat

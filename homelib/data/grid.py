@@ -23,7 +23,12 @@ Box = tuple[slice, ...]
 
 def to_ras(volume: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A volume (D, H, W) with its axes in the order and direction nearest to right, front, up (RAS+), as a view; and its affine."""
-    turn = io_orientation(affine)
+    return turned_to(volume, affine, np.eye(4))
+
+
+def turned_to(volume: np.ndarray, affine: np.ndarray, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A volume (D, H, W) with its axes in the order and direction nearest to those of another affine, as a view; and its affine."""
+    turn = ornt_transform(io_orientation(affine), io_orientation(like))
     return apply_orientation(volume, turn), affine @ inv_ornt_aff(turn, volume.shape)
 
 

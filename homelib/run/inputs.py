@@ -17,7 +17,7 @@ from ..data.reading import has_suffix, split_suffix
 from ..data.split import split
 from ..errors import UserError
 from . import record
-from .pairs import LABEL_MAP
+from .outputs import LABEL_MAP
 
 
 def find_inputs(

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..paths import written_whole
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+LABEL_MAP = "labels.json"  # beside labels: class index -> name
 MAPS = "probabilities"  # folder of these, beside labels
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -1,6 +1,5 @@
 """Predictions and references as files: paired by case id, compared in space, measured case by case in processes; one line for every file left out."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -10,17 +9,18 @@ import numpy as np
 import pandas as pd
 
 from ..data.examine import APART_MM, apart_mm
-from ..data.manifest import Manifest, load_manifest
+from ..data.grid import turned_to
+from ..data.manifest import load_manifest
 from ..data.naming import images_and_labels
 from ..data.parallel import over
 from ..data.prepare import read_array
-from ..data.reading import has_suffix, split_suffix
+from ..data.reading import has_suffix
 from ..errors import UserError
 from ..paths import written_whole
 from .evaluate import COLUMNS, evaluate
 from .metrics import FULL, LESIONS, NSD, metric_of
+from .record import stem
 
-LABEL_MAP = "labels.json"  # beside predictions: class index -> name
 _DECORATION = re.compile(r"(_0000|[_-](label|labels|seg|segmentation|mask|gt|pred|prediction))$", re.IGNORECASE)
 
 
@@ -73,11 +73,7 @@ def case_id(path: Path) -> str:
     >>> case_id(Path("labels/case_07_seg.nii.gz"))
     'case_07'
     """
-    return _DECORATION.sub("", _stem(path)) or path.name
-
-
-def _stem(path: Path) -> str:
-    return split_suffix(path.name)[0]
+    return _DECORATION.sub("", stem(path)) or path.name
 
 
 def _by_case(folder: Path) -> dict[str, Path]:
@@ -104,13 +100,14 @@ def _labels_in(case: Path) -> list[Path]:
 class Measure:
     """How pairs are measured. manifest: maps raw reference labels to classes; None takes both files' values as class indices.
 
-    predicted_names: what the predictions' indices stand for, where a manifest is given; empty: `class_names`.
+    predicted_names, reference_names: what class indices stand for; empty: `class_names`.
     """
 
     class_names: tuple[str, ...]
     manifest: str | None = None
     _: KW_ONLY
     predicted_names: tuple[str, ...] = ()
+    reference_names: tuple[str, ...] = ()
     method: str = "prediction"
     label_origin: str = "UNSTATED"
     metrics: tuple[str, ...] = FULL
@@ -121,48 +118,6 @@ class Measure:
     @property
     def all_metrics(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.metrics, *(NSD.format(f"{mm:g}") for mm in self.tolerances_mm))))
-
-
-def class_names_of(predicted: Path, manifest: Manifest | None) -> tuple[str, ...]:
-    """Of the manifest, else of the label map beside the predictions. Raises UserError where neither is there."""
-    if manifest is not None:
-        return manifest.class_names
-    if not (path := _map_beside(predicted)).exists():
-        raise UserError(f"{path}: no such file; expected the names of the classes there, or a data set by --data NAME.")
-    return _read_map(path)
-
-
-def predicted_names_of(predicted: Path, manifest: Manifest) -> tuple[str, ...]:
-    """What the predictions' class indices stand for: by the label map beside them, else what they do in the manifest.
-
-    A network of several data sets numbers the classes of their union; those that the manifest lacks are background to it.
-
-    Raises UserError: a label map without one of the manifest's classes, or one that cannot be read.
-    """
-    if not (path := _map_beside(predicted)).exists():
-        return manifest.class_names
-    names = _read_map(path)
-    if missing := [name for name in manifest.class_names if name not in names]:
-        raise UserError(
-            f"{path}: found no {missing[0]} among {', '.join(names[1:])}, expected every class of {manifest.name}. "
-            "Correct the name there, or give a manifest with the classes that were predicted."
-        )
-    return names
-
-
-def _map_beside(predicted: Path) -> Path:
-    if predicted.is_dir():
-        return predicted / LABEL_MAP
-    own = predicted.with_name(f"{_stem(predicted)}.{LABEL_MAP}")
-    return own if own.exists() else predicted.with_name(LABEL_MAP)
-
-
-def _read_map(path: Path) -> tuple[str, ...]:
-    try:
-        named = {int(value): str(name) for value, name in json.loads(path.read_text()).items()}
-    except (ValueError, AttributeError):
-        raise UserError(f'{path}: no label map; expected JSON such as {{"1": "liver"}}. Mend it, or move it away and give a data set by --data NAME.') from None
-    return ("background", *(named.get(value, f"class_{value}") for value in range(1, max(named, default=0) + 1)))
 
 
 def measure_pairs(pairs: Sequence[Pair], how: Measure, *, workers: int = 1, on_case=lambda: None) -> Measured:
@@ -198,6 +153,8 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
     (P, p_affine), (R, r_affine) = (
         read_array(path, what="label", labels=manifest.labels if manifest and path.is_dir() else None) for path in (pair.predicted, pair.reference)
     )
+    if P.shape != R.shape or apart_mm(p_affine, r_affine, R.shape) > APART_MM:  # perhaps the same space, in another order or direction of axes
+        R, r_affine = turned_to(R, r_affine, p_affine)
     if P.shape != R.shape:
         told = " and ".join("x".join(map(str, volume.shape)) for volume in (P, R))
         raise UserError(f"{pair.predicted}: found {told} voxels of prediction and reference, expected the same grid; left out. Resample the prediction.")
@@ -208,9 +165,9 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
         if raw.any() and not R.any() and not (found := set(np.unique(raw).tolist())) & set(manifest.labels):
             values = ", ".join(f"{value:g}" for value in sorted(found - {0})[:5])
             raise UserError(f"{pair.reference}: found the values {values}, none of a class of {manifest.name}; left out. Is it this data set's label?")
-        P = manifest.merge(P) if how.raw_predictions else _renumbered(P, pair.predicted, how)
     else:
-        P, R = (_indices(volume, path, len(how.class_names)) for volume, path in ((P, pair.predicted), (R, pair.reference)))
+        R = _renumbered(R, pair.reference, how.reference_names, how)
+    P = manifest.merge(P) if how.raw_predictions else _renumbered(P, pair.predicted, how.predicted_names, how)
     return evaluate(
         P,
         R,
@@ -225,10 +182,10 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
     )
 
 
-def _renumbered(volume: np.ndarray, path: Path, how: Measure) -> np.ndarray:
-    """A prediction by the indices of `class_names`; what it calls by another name is background."""
-    names = how.predicted_names or how.class_names
-    table = np.array([how.class_names.index(name) if name in how.class_names else 0 for name in names], np.uint8)
+def _renumbered(volume: np.ndarray, path: Path, names: tuple[str, ...], how: Measure) -> np.ndarray:
+    """Class indices of `names` as those of `class_names`; what has another name is background."""
+    names = names or how.class_names
+    table = np.array([how.class_names.index(name) if name in how.class_names else 0 for name in names], np.uint8 if len(how.class_names) <= 256 else np.uint16)
     return table[_indices(volume, path, len(names))]
 
 
@@ -237,7 +194,8 @@ def _indices(volume: np.ndarray, path: Path, classes: int) -> np.ndarray:
     whole = volume if volume.dtype.kind in "iu" else np.round(volume)
     low, high = whole.min(), whole.max()
     if low < 0 or high >= classes or (whole is not volume and not np.array_equal(whole, volume)):
-        raise UserError(f"{path}: found values from {volume.min():g} to {volume.max():g}, expected class indices, 0 to {classes - 1}; left out. Check it.")
+        told = f"found values from {volume.min():g} to {volume.max():g}, expected class indices, 0 to {classes - 1}; left out. Or raw labels: --data NAME"
+        raise UserError(f"{path}: {told}.")
     return whole.astype(np.uint8 if classes <= 256 else np.uint16, copy=False)
 
 

@@ -26,8 +26,7 @@ from .folder import Run
 from .guard import is_out_of_memory
 from .inputs import suffix_of
 from .mixture import label_space
-from .outputs import ProbabilityMaps, map_files, require_label_map, write_label, write_label_map
-from .pairs import LABEL_MAP
+from .outputs import LABEL_MAP, ProbabilityMaps, map_files, require_label_map, write_label, write_label_map
 from .predict import one_piece, predict_label, windows_of
 from .record import Record, is_file, stem
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..data.manifest import Case, load_manifest
+from ..data.reading import split_suffix
 from ..errors import UserError
 from ..paths import written_whole
 from .outputs import SUFFIXES
@@ -23,7 +24,8 @@ def is_file(out: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    return path.name.removesuffix(next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), ""))
+    """A file's name without its ending."""
+    return split_suffix(path.name)[0]
 
 
 def place_of(out: Path) -> Path:

@@ -16,6 +16,8 @@ from .evaluation_report import print_definitions
 from .statistics import FEWEST, by_case, compare, intervals, ranking, seeds
 from .tables_told import print_table
 
+COLUMNS = ("case", "class", "metric", "value", "reference_voxels", "predicted_voxels")
+
 
 def gather(methods: list[str]) -> pd.DataFrame:
     """Tidy rows of several `metrics.csv`, with columns method and seed.
@@ -33,7 +35,7 @@ def gather(methods: list[str]) -> pd.DataFrame:
         if name in unnamed or (seen[name] and not given):
             raise UserError(f"{told}: found the name {name} again, expected NAME=PATH for each: two names for two methods, one name for two seeds of one.")
         unnamed |= set() if given else {name}
-        rows = read_rows(path / "metrics.csv" if path.is_dir() else path)
+        rows = read_rows(path / "metrics.csv" if path.is_dir() else path, columns=COLUMNS)
         if "role" in rows:  # a run's own metrics.csv, with baselines beside the network and the training patient beside the test patient
             rows = rows[(rows["role"] == "test") & ~rows["method"].isin(BASELINES)]
             if rows.empty:
@@ -78,8 +80,9 @@ def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, again
         tests = compare(rows, metric, against=against)
         tests.index = pd.Index(tests.pop("first") + " - " + tests.pop("second"), name="pair")
         print_table(tests, "paired differences: Wilcoxon's signed-rank test, Holm's correction", console)
-        if cases < FEWEST:
-            console.print(f"No p value: {cases} cases, and a two-sided test cannot reach 0.05 with fewer than {FEWEST}.", highlight=False)
+        for pair, line in tests[tests["p"].isna()].iterrows():
+            told = f"{line['differ']} of {line['cases']} cases differ, and a two-sided test cannot reach 0.05 with fewer than {FEWEST}"
+            console.print(f"No p value for {pair}: {told}.", highlight=False, markup=False)
     of_metric = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
     told = {method: counts(part) for method, part in of_metric.groupby("method", sort=False)}
     print_table(pd.DataFrame(told).T.rename_axis("method"), "structures: how many there are, how many are missed, how many found where there are none", console)

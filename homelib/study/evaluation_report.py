@@ -15,7 +15,8 @@ from ..errors import UserError
 from ..run.conventions import CONVENTIONS, OVERLAPS, averaged, convention_of, counts
 from ..run.evaluate import COLUMNS
 from ..run.metrics import DIAGONAL, EMPTY_RULE, LESIONS, metric_of
-from ..run.pairs import Measure, class_names_of, find_pairs, measure_pairs, predicted_names_of, read_rows, write_rows
+from ..run.named import meaning
+from ..run.pairs import Measure, find_pairs, measure_pairs, read_rows, write_rows
 from .tables_told import print_table, three_places
 
 SHOWN = ("dice", "iou", "hd95", "asd", "sensitivity", "precision", "volume_error")
@@ -38,18 +39,20 @@ def evaluate_files(
 
     Raises UserError: nothing to pair, a CSV that exists, an unknown convention, metric or class, `raw` without a data set.
     """
-    manifest = load_manifest(data) if data else None
     convention_of(convention)
-    if raw and manifest is None:
-        raise UserError("--raw: found no data set, expected its raw labels; give it by --data NAME.")
     out = csv or (predicted if predicted.is_dir() else predicted.parent) / "metrics.csv"
     if out.exists():
         raise UserError(f"{out}: exists already and is left as it is. Choose another --csv.")
     pairs, alone = find_pairs(predicted, reference)
+    read = meaning(predicted, reference, data=data, raw=raw)
+    manifest = read.manifest
+    if read.told:
+        console.print(read.told, highlight=False, markup=False)
     how = Measure(
-        class_names_of(predicted, manifest),
+        read.class_names,
         manifest=manifest.reference if manifest else None,
-        predicted_names=predicted_names_of(predicted, manifest) if manifest and not raw else (),
+        predicted_names=read.predicted_names,
+        reference_names=read.reference_names,
         method=(predicted if predicted.is_dir() else predicted.parent).resolve().name or "prediction",
         label_origin=manifest.label_origin if manifest else "UNSTATED",
         tolerances_mm=tolerances_mm,

@@ -15,7 +15,8 @@ from ..paths import written_whole
 from ..run.cohort import Cohort, DataSet, cohort
 from ..run.folder import Run
 from ..run.inputs import suffix_of
-from ..run.pairs import Measure, Pair, measure_pairs, predicted_names_of
+from ..run.named import predicted_names_of
+from ..run.pairs import Measure, Pair, measure_pairs
 from ..run.predict_all import Ensemble, predict_all
 from ..run.train import fit
 from .routing_log import watch_of

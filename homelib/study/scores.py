@@ -1,9 +1,10 @@
 """What the arms of a grid scored: means over runs with intervals, paired differences, and which arms are not to be told from the best one.
 
 A *run* is an arm with one seed and fold; its score is the mean over classes (background takes no part) and cases. Two arms are compared on the seeds
-and folds that both have, so that what a seed or a fold does to both cancels out. With six cases or more the case is the unit that is tested
+and folds that both have, so that what a seed or a fold does to both cancels out. Where six cases or more differ the case is the unit that is tested
 (Wilcoxon's signed ranks, `statistics.compare`), for a claim about patients; with fewer it is the run (Student's t), which says no more than that the
-arms differ in training on these very patients. Holm's correction is over all pairs of a table.
+arms differ in training on these very patients. Holm's correction is over all pairs of a table. Where an arm is rightly empty and another is not, it
+counts as the best (`statistics.compared`).
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from scipy import stats
 from ..errors import UserError
 from ..run.metrics import metric_of
 from .comparison import BASELINES
-from .statistics import FEWEST, compare, holm
+from .statistics import compare, compared, holm
 
 COLUMNS = ("arm", "seed", "fold", "case", "class", "metric", "value")
 LEVEL = 0.05
@@ -42,10 +43,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 def by_run(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Score of every run: one row a seed and fold, one column an arm, NaN where a run is lacking. Raises UserError for a metric that was not measured."""
-    kept = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
-    if kept.empty:
-        raise UserError(f"metric: found {metric!r}, expected one of {', '.join(sorted(set(rows['metric'])))}.")
-    by_case = kept.groupby(["arm", "seed", "fold", "case"])["value"].mean()
+    by_case = compared(rows, metric).groupby(["arm", "seed", "fold", "case"])["value"].mean()
     table = by_case.groupby(["arm", "seed", "fold"]).mean().unstack("arm")
     return table[[arm for arm in dict.fromkeys(rows["arm"]) if arm in table]]
 
@@ -126,14 +124,14 @@ def _t_test(pairs: np.ndarray) -> float:
 
 
 def _by_cases(rows: pd.DataFrame, metric: str, against: str) -> dict[str, float]:
-    """Arm -> p over cases, where six or more are common to it and `against`; the mean over the seeds and folds that both have."""
+    """Arm -> p over cases, where it can be told (`statistics.compare`) of those common to it and `against`; of means over the seeds and folds of both."""
     found = {}
-    kept = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
+    kept = compared(rows, metric)
     for arm in dict.fromkeys(kept["arm"]):
         pair = kept[kept["arm"].isin([arm, against])]
         keys = ["seed", "fold", "case"]
         both = pair.groupby(keys)["arm"].transform("nunique") == 2
         pair = pair[both]
-        if arm != against and pair["case"].nunique() >= FEWEST:
+        if arm != against and not pair.empty:
             found[arm] = float(compare(pair.assign(method=pair["arm"]), metric, against=against)["p"].iloc[0])
-    return found
+    return {arm: p for arm, p in found.items() if not np.isnan(p)}

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..run.metrics import metric_of
 
 RESAMPLES = 10_000
-FEWEST = 6  # pairs, below which a two-sided Wilcoxon test cannot reach 0.05
+FEWEST = 6  # pairs that differ, below which a two-sided Wilcoxon test cannot reach 0.05: it leaves out the others
 
 
 def by_case(rows: pd.DataFrame, metric: str, *, classes: tuple[str, ...] | None = None) -> pd.DataFrame:
@@ -96,9 +96,10 @@ def compare(rows: pd.DataFrame, metric: str, *, against: str | None = None, clas
         against: compare this method with each other one; None compares all pairs.
 
     Returns:
-        One line a pair: first, second, cases, difference (mean of first - second), low, high (its bootstrap interval), p, p_holm, rank_biserial
-        (from -1 to 1: share of rank sums for the first less those for the second), cohen_dz (mean difference over its standard deviation), better
-        ("first" or "second" by the metric's direction, "" for none). p is NaN with fewer than six pairs, which cannot reach 0.05.
+        One line a pair: first, second, cases, differ (in how many of them the two are not alike), difference (mean of first - second), low, high (its
+        bootstrap interval), p, p_holm, rank_biserial (from -1 to 1: share of rank sums for the first less those for the second), cohen_dz (mean
+        difference over its standard deviation), better ("first" or "second" by the metric's direction, "" for none). p is NaN where fewer than six
+        cases differ, which cannot reach 0.05; 1 where six or more are all alike.
 
     Raises:
         UserError: an unknown method, one method alone, or methods measured on different cases.
@@ -114,7 +115,7 @@ def compare(rows: pd.DataFrame, metric: str, *, against: str | None = None, clas
     tested = found["p"].notna().to_numpy()
     found["p_holm"] = np.nan
     found.loc[tested, "p_holm"] = holm(found["p"].to_numpy()[tested])
-    return found[["first", "second", "cases", "difference", "low", "high", "p", "p_holm", "rank_biserial", "cohen_dz", "better"]]
+    return found[["first", "second", "cases", "differ", "difference", "low", "high", "p", "p_holm", "rank_biserial", "cohen_dz", "better"]]
 
 
 def _compared(a: np.ndarray, b: np.ndarray, metric: str) -> dict:
@@ -127,12 +128,15 @@ def _compared(a: np.ndarray, b: np.ndarray, metric: str) -> dict:
     ranks = stats.rankdata(np.abs(apart))
     biserial = float((ranks[apart > 0].sum() - ranks[apart < 0].sum()) / ranks.sum()) if len(apart) else 0.0
     p = float("nan")
-    if len(difference) >= FEWEST:
-        p = float(stats.wilcoxon(difference).pvalue) if len(apart) else 1.0
+    if len(apart) >= FEWEST:
+        p = float(stats.wilcoxon(apart).pvalue)
+    elif len(difference) >= FEWEST and not len(apart):
+        p = 1.0
     higher = metric_of(metric).higher_is_better
     better = "" if not mean or higher is None or np.isnan(mean) else "first" if (mean > 0) == higher else "second"
     dz = mean / spread if spread else float("nan")
-    return {"cases": len(difference), "difference": mean, "low": low, "high": high, "p": p, "rank_biserial": biserial, "cohen_dz": dz, "better": better}
+    found = {"cases": len(difference), "differ": len(apart), "difference": mean, "low": low, "high": high, "p": p}
+    return found | {"rank_biserial": biserial, "cohen_dz": dz, "better": better}
 
 
 def ranking(rows: pd.DataFrame, metric: str, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -174,9 +178,8 @@ def seeds(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """
     if "seed" not in rows:
         raise UserError("rows: no column seed, expected the seed of each run. Add it when the runs' metrics are put together.")
-    kept = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
     lines = []
-    for method, part in kept.groupby("method", sort=False):
+    for method, part in compared(rows, metric).groupby("method", sort=False):
         table = part.groupby(["case", "seed"])["value"].mean().unstack("seed")
         measured = part.groupby("seed")["case"].unique().map(set)
         if any(cases != measured.iloc[0] for cases in measured):

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 
 from homelib.data.manifest import load_manifest
 from homelib.errors import UserError
-from homelib.run.pairs import Measure, case_id, class_names_of, find_pairs, measure_pairs, predicted_names_of, read_rows, write_rows
+from homelib.run.named import class_names_of, predicted_names_of
+from homelib.run.pairs import Measure, case_id, find_pairs, measure_pairs, read_rows, write_rows
 
 NAMES = ("background", "liver", "spleen")
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -49,7 +50,7 @@ def test_one_line_for_every_file_left_out_and_the_others_measured(folders):
     pairs, alone = find_pairs(*folders)
     assert [pair.case for pair in pairs] == list("abcfg")
     assert [line.split(":")[0].rsplit("/")[-1] for line in alone] == ["e.nii.gz", "d_seg.nii.gz"]
-    names = class_names_of(folders[0], None)
+    names = class_names_of(folders[0])
     assert names == NAMES
     done = measure_pairs(pairs, Measure(names, metrics=("dice",), tolerances_mm=(2.0,)), workers=2)
     assert done.cases == 1
@@ -60,6 +61,23 @@ def test_one_line_for_every_file_left_out_and_the_others_measured(folders):
     for line, words in zip(done.left_out, told, strict=True):
         assert words in line
         assert "\n" not in line
+
+
+@pytest.mark.parametrize("axes", ["LPS", "SPL", "AIR"])
+def test_the_same_space_in_another_order_of_axes_is_the_same_space(axes, tmp_path, label):
+    """And what lies elsewhere, turned or not, is told by how far it is."""
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes))
+    turned = nib.Nifti1Image(label, AFFINE).as_reoriented(turn)
+    write(tmp_path / "p" / "a.nii.gz", label)
+    write(tmp_path / "r" / "a.nii.gz", np.asarray(turned.dataobj), turned.affine)
+    away = turned.affine + np.outer([1, 0, 0, 0], [0, 0, 0, 5])
+    write(tmp_path / "p" / "b.nii.gz", label)
+    write(tmp_path / "r" / "b.nii.gz", np.asarray(turned.dataobj), away)
+    done = measure_pairs(find_pairs(tmp_path / "p", tmp_path / "r")[0], Measure(NAMES, metrics=("dice", "hd95"), tolerances_mm=()))
+    assert done.rows.query("metric == 'dice'")["value"].tolist() == [1, 1, 1]
+    assert done.rows.query("metric == 'hd95'")["value"].tolist() == [0, 0]
+    assert len(done.left_out) == 1
+    assert "b.nii.gz: lies up to 5 mm from its reference, expected at most 0.1" in done.left_out[0]
 
 
 def test_any_number_of_processes_gives_the_same_rows(tmp_path, label):
@@ -101,7 +119,7 @@ def test_predictions_that_number_the_classes_of_a_union_are_measured_by_name(tmp
     own[0, 0, 0] = 1  # lung
     P, R = write(tmp_path / "p" / "a.nii.gz", own), write(tmp_path / "r" / "a.nii.gz", raw)
     (P.parent / "labels.json").write_text(json.dumps({str(index): name for index, name in enumerate(names, start=1)}))
-    how = Measure(manifest.class_names, "demo_ct", predicted_names_of(P.parent, manifest), metrics=("dice",), tolerances_mm=())
+    how = Measure(manifest.class_names, "demo_ct", predicted_names=predicted_names_of(P.parent, manifest), metrics=("dice",), tolerances_mm=())
     done = measure_pairs(find_pairs(P, R)[0], how)
     assert done.rows.set_index("class")["value"][["liver", "spleen", "background"]].tolist() == [1, 1, 1]
     (P.parent / "labels.json").write_text(json.dumps({"1": "lever"}))
@@ -157,7 +175,7 @@ def test_a_reference_in_another_numbering_is_left_out(tmp_path, label):
 
 def test_the_folder_where_the_user_is_has_a_label_map(folders, monkeypatch):
     monkeypatch.chdir(folders[0])
-    assert class_names_of(Path("."), None) == NAMES
+    assert class_names_of(Path(".")) == NAMES
     assert predicted_names_of(Path("."), load_manifest("demo_ct").model_copy(update={"classes": {"liver": (5,), "spleen": (1,)}})) == NAMES
 
 
@@ -180,7 +198,7 @@ def test_what_cannot_be_paired_is_one_line(tmp_path, label, folders):
     with pytest.raises(UserError, match=r"found a.nii.gz and a_seg.nii.gz for the case a"):
         find_pairs(*folders)
     with pytest.raises(UserError, match=r"labels.json: no such file"):
-        class_names_of(folders[1], None)
+        class_names_of(folders[1])
     with pytest.raises(UserError, match="metrics: found 'hd96'"):
         measure_pairs([], Measure(NAMES, metrics=("hd96",)))
     with pytest.raises(UserError, match="lesions: found pdac, expected classes: liver, spleen"):

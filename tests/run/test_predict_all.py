@@ -20,7 +20,7 @@ from homelib.run import predict as predict_module
 from homelib.run import predict_all as predict_all_module
 from homelib.run.checkpoint import build_network, save_weights
 from homelib.run.inputs import find_inputs, find_part, manifest_for, suffix_of
-from homelib.run.pairs import class_names_of
+from homelib.run.named import class_names_of
 from homelib.run.predict import keep_largest_pieces, predict_label, predict_probabilities, to_native
 from homelib.run.predict_all import Ensemble, predict_all
 
@@ -363,7 +363,7 @@ def test_a_part_of_a_data_set_is_that_of_its_split(tmp_path):
 def test_a_single_file_has_its_label_map_beside_and_is_measured_by_it(runs, scans, tmp_path):
     (done,) = predict_all(find_inputs([scans / "c.mha"], MANIFEST), Ensemble.of(runs[:1]), tmp_path / "x_seg.nii.gz", progress=False)
     assert json.loads((tmp_path / "x_seg.labels.json").read_text())["0"] == "background"
-    assert class_names_of(done.path, None) == MANIFEST.class_names
+    assert class_names_of(done.path) == MANIFEST.class_names
 
 
 def test_a_file_that_was_predicted_is_not_predicted_again_and_no_other_is_written_over(runs, scans, tmp_path):

@@ -15,7 +15,8 @@ from homelib.study.compare_report import gather, print_comparison
 def write(path, values, *, metric="dice", **more):
     """A metrics.csv with one value a case, of the one class liver."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"case": f"{i:03}", "method": "as written", "class": "liver", "metric": metric, "value": value} | more for i, value in enumerate(values)]
+    about = {"method": "as written", "class": "liver", "metric": metric, "reference_voxels": 9, "predicted_voxels": 9} | more
+    rows = [{"case": f"{i:03}", "value": value} | about for i, value in enumerate(values)]
     pd.DataFrame(rows).to_csv(path, index=False)
     return path
 
@@ -58,7 +59,7 @@ def test_one_name_twice_is_two_seeds_of_a_method(told, tmp_path):
 
 def test_few_cases_have_no_p_value_and_it_says_so(told, tmp_path):
     out = told([f"a={write(tmp_path / 'a.csv', [0.5, 0.6])}", f"b={write(tmp_path / 'b.csv', [0.4, 0.5])}"])
-    assert "No p value: 2 cases" in out
+    assert "No p value for a - b: 2 of 2 cases differ, and a two-sided test cannot reach 0.05 with fewer than 6." in out
 
 
 def test_a_lower_distance_is_first(told, tmp_path):
@@ -71,7 +72,7 @@ def test_a_lower_distance_is_first(told, tmp_path):
 
 def test_of_a_run_the_network_on_the_patient_it_never_saw(tmp_path):
     rows = [
-        {"case": case, "method": method, "class": "liver", "metric": "dice", "value": value, "role": role}
+        {"case": case, "method": method, "class": "liver", "metric": "dice", "value": value, "role": role, "reference_voxels": 9, "predicted_voxels": 9}
         for case, role, method, value in (("a", "train", "MambaHoME", 0.9), ("c", "test", "MambaHoME", 0.7), ("c", "test", "all background", 0.0))
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
@@ -84,7 +85,7 @@ def test_what_cannot_be_compared_is_one_line(told, tmp_path):
     write(tmp_path / "fewer.csv", [0.5])
     for methods, asked, message in (
         ([tmp_path / "none.csv"], {}, r"none\.csv: no such file; `home evaluate` writes it"),
-        ([tmp_path / "other.csv"], {}, r"other\.csv: no column case, class, metric, value"),
+        ([tmp_path / "other.csv"], {}, r"other\.csv: no column case, class, metric, predicted_voxels, reference_voxels, value"),
         ([good], {"metric": "hd95"}, r"--metric: found 'hd95', expected one of dice"),
         ([f"a={good}", f"b={tmp_path / 'fewer.csv'}"], {}, r"found 2 cases, 1 of them in all methods"),
         ([good, tmp_path / "fewer.csv"], {}, r"fewer\.csv: found the name .* again, expected NAME=PATH for each"),

@@ -68,6 +68,22 @@ def test_with_six_cases_the_case_is_tested():
     assert np.isnan(found["low"])  # of one run there is no interval over runs
 
 
+def test_with_eight_cases_of_which_few_differ_the_run_is_tested():
+    table = rows({"a": {0: 0.5, 1: 0.5}, "b": {0: 0.5, 1: 0.5}}, cases=8)
+    table.loc[(table["arm"] == "b") & table["case"].isin(["case-0", "case-1"]), "value"] -= 0.1
+    table.loc[(table["arm"] == "b") & (table["case"] == "case-0") & (table["seed"] == 1), "value"] -= 0.1
+    assert differences(table, "dice", against="a")["unit"].tolist() == ["runs"]
+
+
+def test_an_arm_that_is_rightly_empty_is_better_than_one_that_invents_a_structure():
+    table = rows({"silent": {0: 0.5, 1: 0.5}, "inventive": {0: 0.5, 1: 0.5}}, cases=8)
+    spleen = (table["class"] == "spleen") & (table["case"] != "case-0")
+    table.loc[spleen, "value"] = np.where(table.loc[spleen, "arm"] == "silent", np.nan, 0.0)
+    means = by_run(table, "dice").mean()
+    assert means["silent"] - means["inventive"] == pytest.approx(7 / 8 / 2)
+    assert scores(table, "dice").set_index("arm")["mark"].to_dict() == {"silent": "best", "inventive": ""}
+
+
 def test_one_run_alone_has_no_interval_and_no_mark():
     found = scores(rows({"a": {0: 0.5}, "b": {0: 0.4}}), "dice").set_index("arm")
     assert found[["low", "high"]].isna().all(axis=None)

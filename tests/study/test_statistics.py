@@ -65,6 +65,25 @@ def test_too_few_cases_have_no_p_value_and_equal_methods_have_1():
     assert statistics.compare(rows_of(a=[0.1] * 8, b=[0.1] * 8), "dice")[["p", "rank_biserial", "better"]].values.tolist() == [[1.0, 0.0, ""]]
 
 
+def test_cases_that_are_alike_count_for_no_test():
+    """Wilcoxon's test leaves them out: of seven cases, three that differ cannot reach 0.05, whatever they say."""
+    a = np.linspace(0.3, 0.9, 7)
+    few = statistics.compare(rows_of(a=a, b=a - [0, 0, 0, 0, 0.1, 0.1, 0.1]), "dice").iloc[0]
+    assert few[["cases", "differ"]].tolist() == [7, 3]
+    assert np.isnan(few["p"])
+    assert np.isnan(few["p_holm"])
+    enough = statistics.compare(rows_of(a=a, b=a - [0, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16]), "dice").iloc[0]
+    assert enough["p"] == pytest.approx(2 / 2**6)
+
+
+def test_seeds_are_counted_as_the_methods_are_compared():
+    """Rightly silent in one seed, inventive in the other: its mean over seeds is the one of the comparison."""
+    rows = rows_of(silent=[[np.nan, 0.8], [np.nan, 0.8]], torn=[[np.nan, 0.8], [0.0, 0.8]])
+    means = statistics.seeds(rows, "dice").set_index("method")["mean"]
+    assert means.to_dict() == pytest.approx({"silent": 0.9, "torn": 0.65})
+    assert means.to_dict() == pytest.approx(statistics.ranking(rows, "dice", resamples=10).set_index("method")["mean"].to_dict())
+
+
 def test_a_method_that_is_rightly_empty_is_better_than_one_that_invents_a_structure():
     ill = np.linspace(0.78, 0.82, 8)
     rows = rows_of(silent=[*ill, *[np.nan] * 8, np.nan], inventive=[*ill, *[0.0] * 8, np.nan])  # of the last one no method says anything
