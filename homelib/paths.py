@@ -24,7 +24,7 @@ def runs_dir() -> Path:
 
 
 def shipped(name: str) -> Path:
-    """A folder that ships with the workbook (`"notebooks"`, `"data_manifests"`): beside the package in a clone, inside it in a wheel."""
+    """A folder that ships with the workbook (`"notebooks"`, `"data_manifests"`, `"benchmarks"`): beside the package in a clone, inside it in a wheel."""
     package = Path(__file__).resolve().parent
     for folder in (package.parent / name, package / name):
         if folder.is_dir():

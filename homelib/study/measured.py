@@ -21,11 +21,7 @@ def networks_over_seeds() -> pd.DataFrame:
     Raises:
         UserError: the results are not there; `python -m benchmarks.three_seeds` makes them.
     """
-    try:
-        path = shipped("benchmarks") / "results" / "three_seeds.json"
-        kept = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError("three_seeds.json: not there, expected in benchmarks/results. `python -m benchmarks.three_seeds` in a clone makes it.") from None
+    kept = json.loads(_kept("three_seeds.json", "three_seeds").read_text())
     runs, table = pd.DataFrame(kept["runs"]), pd.DataFrame(kept["over_seeds"])
     about = runs.groupby(["direction", "network"], as_index=False).agg(parameters=("parameters", "first"), steps=("steps", "first"), seeds=("seed", _numbers))
     table = table.drop(columns="seeds").merge(about, on=["direction", "network"], how="left", sort=False)
@@ -52,8 +48,7 @@ def routing_over_seeds() -> dict[str, pd.DataFrame]:
     Raises:
         UserError: the results are not there.
     """
-    folder = shipped("benchmarks") / "results" / "routing_seeds"
-    kept = {name: _table(folder / f"{name}.csv") for name in ("information", "stability", "lift", "knockout")}
+    kept = {name: pd.read_csv(_kept(f"routing_seeds/{name}.csv", "routing_seeds")) for name in ("information", "stability", "lift", "knockout")}
     beyond = {name: kept[name].assign(beyond=kept[name]["p"] < SIGNIFICANT).groupby(LAYER, sort=False) for name in ("information", "stability")}
     information = over_seeds(kept["information"], "bits", by=LAYER)
     information["by chance"], information["seeds beyond"] = (
@@ -68,15 +63,6 @@ def routing_over_seeds() -> dict[str, pd.DataFrame]:
     excess["classes a seed"] = found.groupby([*LAYER, "seed"], sort=False).size().groupby(LAYER, sort=False).mean().to_numpy()
     without = over_seeds(whole, "change", by=[*LAYER, "what"])
     return {"information": information, "stability": pairs.reset_index(), "without": without, "specialists": excess}
-
-
-def _table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.name}: not there, expected in benchmarks/results/routing_seeds. `python -m benchmarks.routing_seeds` in a clone makes it."
-        ) from None
 
 
 def said_over_seeds(tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -97,3 +83,14 @@ def said_over_seeds(tables: dict[str, pd.DataFrame]) -> list[str]:
             told += ". No class has an expert beyond chance"
         lines.append(told + ".")
     return lines
+
+
+def _kept(name: str, made_by: str) -> Path:
+    """A file of `benchmarks/results`, which a clone has, and a wheel as far as notebooks show it (pyproject.toml). Raises UserError where it is not there."""
+    try:
+        path = shipped("benchmarks") / "results" / name
+    except FileNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise UserError(f"{name}: not there, expected in benchmarks/results. `python -m benchmarks.{made_by}` in a clone makes it.")
+    return path

@@ -19,7 +19,7 @@ from homelib.study import workbook
 from homelib.study.workbook import notebooks, run_workbook
 
 NOTEBOOKS = {path.stem: path for path in notebooks()}
-MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel", "ipyniivue"}
+MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel"}
 FIGURES = {  # at least
     "00_start_here": 1,
     "01_data_preparation": 11,

@@ -1,12 +1,16 @@
 """What was measured elsewhere and is shown in notebooks: read as it stands, or asked for in one line."""
 
 import json
+import shutil
+import tomllib
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from homelib import UserError
+from homelib import UserError, paths
 from homelib.study import measured
+from homelib.study.workbook import notebooks
 
 LAYERS = [(0, 0, 1), (0, 0, 2)]
 
@@ -43,6 +47,30 @@ def test_results_that_are_not_there_are_named_with_what_makes_them(results):
         measured.networks_over_seeds()
     with pytest.raises(UserError, match=r"information\.csv: not there.*python -m benchmarks\.routing_seeds"):
         measured.routing_over_seeds()
+
+
+def test_results_that_were_never_there_are_one_line_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "homelib" / "paths.py"))
+    for shown in (measured.networks_over_seeds, measured.routing_over_seeds):
+        with pytest.raises(UserError, match=r"not there, expected in benchmarks/results"):
+            shown()
+
+
+def test_a_wheel_has_what_the_notebooks_show(monkeypatch, tmp_path):
+    """Laid out as pyproject.toml says, without the package itself."""
+    root = Path(__file__).resolve().parents[2]
+    target = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source in target["only-include"]:
+        if source == "homelib":
+            continue
+        (prefix,) = (prefix for prefix in target["sources"] if source == prefix or source.startswith(prefix + "/"))
+        place = tmp_path / (target["sources"][prefix] + source.removeprefix(prefix))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (root / source).is_dir() else shutil.copy)(root / source, place)
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "homelib" / "paths.py"))
+    assert len(measured.networks_over_seeds())
+    assert len(measured.said_over_seeds(measured.routing_over_seeds()))
+    assert all(tmp_path in path.parents for path in notebooks())
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from homelib import UserError
-from homelib.view import plots, routed, routing, routing_charts
+from homelib.run.outputs import write_volume
+from homelib.study.expert_maps import RoutingMaps
+from homelib.view import in_3d, plots, routed, routing, routing_charts, routing_page
 from homelib.view.routed import Routed
 
 NAMES = ("background", "liver", "spleen", "inferior_vena_cava")
@@ -126,6 +128,62 @@ def test_the_centre_of_a_class_lies_in_it_where_its_centre_of_mass_does_not():
 def test_experts_have_colours_of_their_own(experts):
     colours = routed.expert_colours(experts)
     assert len({to_hex(colour) for colour in colours}) == len(colours) == experts
+
+
+def test_saved_maps_are_shown_as_they_are(image, label, tmp_path):
+    slots, groups = shares(6, 2).astype(np.float16), np.arange(image.size).reshape(SHAPE).astype(np.int32) // 40 - 1
+    experts = {(0, 1, 1): shares(3, 1).astype(np.float16), (0, 1, 2): shares(4, 3).astype(np.float16), (1, 0, 2): shares(2, 4).astype(np.float16)}
+    about = {"name": "x", "class_names": NAMES, "modality": "MRI", "data_set": "mine", "limits": (-3.0, 7.0)}
+    made = RoutingMaps(image, label.astype(np.uint8), SPACING_MM, np.eye(4), experts, {(0, 1): slots, (1, 0): slots}, {0: groups, 1: groups + 1}, **about)
+    case = Routed.of(RoutingMaps.load(made.save(tmp_path / "maps.npz")), name="y")
+    assert (case.name, case.limits, case.class_names, case.spacing_mm) == ("y", (-3, 7), NAMES, SPACING_MM)
+    assert list(case.experts) == list(experts)
+    assert list(case.slots) == [(0, 1)], "stage 1's experts of level 1 are not there, so that its slots are nobody's"
+    assert {place: shown.max() for place, shown in case.groups.items()} == {(0, 1): groups.max(), (1, 0): groups.max() + 1}
+    np.testing.assert_array_equal(case.label, label)
+
+
+def test_a_viewer_in_3d_has_the_scan_and_the_label_over_it(image, tmp_path):
+    files = [write_volume(np.asarray(volume, np.float32), np.eye(4), tmp_path / f"{name}.nii.gz") for name, volume in (("scan", image), ("over", image > 0))]
+    viewer = in_3d.in_3d(*files)
+    shown = [(volume.name, volume.colormap, volume.opacity) for volume in viewer.volumes]
+    assert shown == [("scan.nii.gz", "", 1), ("over.nii.gz", "actc", 0.4)]
+    assert "application/vnd.jupyter.widget-view+json" in viewer._repr_mimebundle_()[0]
+    with pytest.raises(UserError, match=r"nowhere\.nii\.gz: no such file; expected a NIfTI file"):
+        in_3d.in_3d(files[0], tmp_path / "nowhere.nii.gz")
+
+
+def test_the_page_goes_through_the_class_that_an_expert_is_most_associated_with(case):
+    case.groups[0, 1] = np.zeros(SHAPE, int)
+    tables = {
+        "use": pd.DataFrame(
+            {"stage": 0, "block": 1, "level": [1, 1, 1, 2, 2, 2, 2], "expert": [0, 1, 2, 0, 1, 2, 3], "weight": [0.2, 0.5, 0.3, 0.1, 0.2, 0.6, 0.1]}
+        ),
+        "lift": pd.DataFrame(
+            {
+                "stage": 0,
+                "block": 1,
+                "level": [1, 1, 1, 2],
+                "class": ["background", "spleen", "liver", "liver"],
+                "expert": [1, 2, 0, 3],
+                "lift": [9.0, 2.0, 1.0, 3.0],
+            }
+        ),
+    }
+    found = dict(routing_page.pictures(case, tables))
+    assert list(found)[:3] == [
+        "stage 0, block 1, level 1: three planes through spleen, expert 2",
+        "stage 0, block 1, level 1: every expert in axial slice 13",
+        "stage 0, block 1, level 1: lift by class",
+    ]
+    planes, experts, _ = list(found.values())[:3]
+    assert [line[0].get_ylabel() for line in np.array(panels(planes)).reshape(3, 5)] == ["axial, slice 13", "coronal, slice 11", "sagittal, slice 7"]
+    assert "entropy (1: even)" in [ax.get_title() for ax in panels(planes)]
+    assert "groups (colours repeat)" in [ax.get_title() for ax in panels(experts)]
+    assert list(found)[3] == "stage 0, block 1, level 2: three planes through liver, expert 3"
+    bare = dict(routing_page.pictures(case, {"use": tables["use"]}))
+    assert list(bare)[2] == "stage 0, block 1, level 2: three planes through the middle, expert 2", "the busiest"
+    assert len(bare) == 4
 
 
 # ---------------------------------------------------------------- three planes, a montage, groups
@@ -300,6 +358,28 @@ def test_names_at_the_ends_of_curves_lie_apart_in_the_order_of_the_curves():
     assert heights[4] > max(heights[:3])
     assert heights[3] > heights[5] > heights[4]
     assert np.mean(heights) == pytest.approx(np.mean(shares)), "as many moved down as up"
+
+
+def test_lifts_over_training_have_a_panel_a_class_and_a_curve_an_expert():
+    table = pd.concat([lifts().assign(step=0), lifts().assign(step=100, lift=[4.0, 0.0, 1.0, 1.0])])
+    table = pd.concat([table, table.assign(**{"class": "background", "lift": 1.0})])
+    figure = routing_charts.lift_curves(table, title="Lift")
+    drawn(figure)
+    assert [ax.get_title() for ax in figure.axes] == ["liver", "spleen"]
+    liver = figure.axes[0]
+    np.testing.assert_allclose([line.get_ydata() for line in liver.lines[:2]], [[1, 2], [-1, np.log2(1e-3)]])
+    assert list(liver.lines[2].get_ydata()) == [0, 0], "no association"
+    assert [text.get_text() for text in liver.texts] == ["0", "1"]
+
+
+def test_bits_over_training_have_a_panel_a_level_and_a_curve_a_layer():
+    rows = [(step, stage, block, level, step / 100 + stage + level) for step in (0, 100) for stage, block in ((0, 0), (1, 0), (1, 1)) for level in (1, 2)]
+    figure = routing_charts.information_curves(pd.DataFrame(rows, columns=["step", "stage", "block", "level", "bits"]), title="Bits")
+    drawn(figure)
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("level 1", "level 2")
+    assert [line.get_ydata().tolist() for line in second.lines] == [[2, 3], [3, 4], [3, 4]]
+    assert [text.get_text() for text in first.texts] == ["stage 0, block 0", "stage 1, block 0", "stage 1, block 1"]
 
 
 # ---------------------------------------------------------------- the flow of a token
