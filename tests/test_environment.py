@@ -121,7 +121,8 @@ def test_constraints_leave_the_torch_build_to_the_machine():
     assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
-SET_UP = ["pyproject.toml", "environment.yml", "constraints-cpu.txt", "Makefile", "scripts/make_env.sh", "scripts/make_peers.sh", ".ci/run"]
+SCRIPTS = ["scripts/make_env.sh", "scripts/make_peers.sh", "scripts/make_wheels.sh"]
+SET_UP = ["pyproject.toml", "environment.yml", "constraints-cpu.txt", "Makefile", ".ci/run", *SCRIPTS]
 
 
 @pytest.mark.parametrize("name", SET_UP)
@@ -183,7 +184,7 @@ def test_make_alone_lists_every_target():
     result = make(ROOT)
     assert result.returncode == 0
     listed = re.findall(r"^make ([\w-]+) +\S.*$", result.stdout, flags=re.MULTILINE)
-    assert listed == ["help", "env", "demo", "test", "bench", "bench-data", "bench-gpu", "lab", "clean"]
+    assert listed == ["help", "env", "demo", "test", "bench", "bench-data", "bench-evaluation", "bench-gpu", "wheels-gpu", "lab", "clean"]
     assert make(ROOT, "help").stdout == result.stdout
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config import Settings
 from ..data.prepare import PreparedCase
 from ..errors import UserError
-from .begin import OnValidation, check, claim, launched
+from .begin import OnValidation, check, claim, computed_by, launched
 from .checkpoint import build_network, load_newest, save_checkpoint, save_state
 from .deep import DeeplySupervised, core
 from .estimate import needed_gib
@@ -129,6 +129,7 @@ class _Training:
         """From where it is to the last step, or to where patience or a signal ends it. A training that is done is left as it is."""
         if (self.over or self.step == self.config.steps) and self.run.state == "done":
             return
+        self.progress.say(computed_by(self.settings, self.fabric.device))
         self._tell("running", steps=self.step)
         if self.step == 0:
             self._keep()  # something to go back to; and a folder that cannot be written is known at once
