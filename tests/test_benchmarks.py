@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -305,8 +306,6 @@ def test_the_loop_is_measured_beside_bare_steps_and_with_patches_at_hand():
 
 
 def test_means_over_seeds_have_an_interval_by_hand():
-    import pandas as pd
-
     from benchmarks.three_seeds import over_seeds
 
     rows = pd.DataFrame({"network": ["a", "a", "a", "b"], "direction": "x", "role": "test", "dice": [0.5, 0.6, 0.7, 0.4]})
@@ -314,6 +313,20 @@ def test_means_over_seeds_have_an_interval_by_hand():
     assert found.loc["a", "dice"] == pytest.approx(0.6)
     assert found.loc["a", "half_width"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
     assert np.isnan(found.loc["b", "half_width"])
+
+
+def test_a_run_of_several_seeds_keeps_the_dice_of_every_class_with_and_without_its_largest_piece_alone(tmp_path):
+    from benchmarks.three_seeds import over_seeds, train_and_measure
+
+    changes = {"training.steps": 2, "prediction.one_piece": ["liver"], "training.accelerator": "cpu"}
+    rows = train_and_measure("smoke", "a-to-c", "MambaHoME", 0, tmp_path, changes)
+    assert [(row["role"], row["case"], row["label_origin"]) for row in rows] == [("test", "phantom-c", "SYNTHETIC"), ("train", "phantom-a", "SYNTHETIC")]
+    for row in json.loads(json.dumps(rows)):
+        whole, pieces = row["dice_by_class"], row["dice_by_class_in_pieces"]
+        assert whole.keys() == pieces.keys() >= {"liver", "bone"}
+        assert np.nanmean([value for value in whole.values() if value is not None]) == pytest.approx(row["dice"])
+        assert all(whole[name] == pieces[name] for name in whole if name != "liver")
+    assert len(over_seeds(pd.DataFrame(rows))) == 2
 
 
 def test_the_package_needs_none_of_the_benchmarks_peers():

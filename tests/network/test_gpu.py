@@ -21,7 +21,7 @@ GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.
 
 @pytest.fixture(params=["cpu", GPU])
 def device(request):
-    """On a GPU the last one, for the index must not matter; its convolutions without TF32 (products of matrices have none), whose ten bits would hide a fault."""
+    """On a GPU the last one, for the index must not matter; its convolutions without TF32, whose ten bits would hide a fault (matrix products have none)."""
     torch.manual_seed(0)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield request.param if request.param == "cpu" else f"cuda:{torch.cuda.device_count() - 1}"
