@@ -20,7 +20,7 @@ endif
 timed = @$(1); status=$$?; seconds=$$(( $$(date +%s) - $(STARTED) )); \
 	echo "make $@: exit status $$status after $$((seconds / 60)) min $$((seconds % 60)) s in all"; exit $$status
 
-.PHONY: help env demo test lab bench bench-data bench-evaluation bench-gpu clean
+.PHONY: help env demo test lab bench bench-data bench-evaluation bench-gpu wheels-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -52,6 +52,9 @@ bench-evaluation: $(READY) ## measure HD95 beside MONAI's and the prediction of 
 
 bench-gpu: ## speed and memory on a GPU, into benchmarks/results/gpu.json (PYTHON=python3 picks an environment with torch and triton; installs nothing)
 	$(call timed,PYTHONPATH=.:$$PYTHONPATH $(if $(wildcard $(READY)),.venv/bin/python,$(PYTHON)) -m benchmarks.gpu)
+
+wheels-gpu: $(READY) ## collect wheels of pure Python into build/wheels, to be carried with the clone to a GPU without a network, for bench-gpu
+	@bash scripts/make_wheels.sh
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@HOMELIB_RUNS="$${HOMELIB_RUNS:-$(CURDIR)/runs}" .venv/bin/jupyter lab --notebook-dir=notebooks

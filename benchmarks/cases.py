@@ -16,8 +16,9 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import bare, peers
 from benchmarks.measure import measure_in_turn, synchronize
+from homelib.errors import UserError
 
 
 def scan_inputs(*, batch: int, channels: int, tokens: int, state: int, device: str, backward: bool, dtype: str = "float32") -> list[torch.Tensor]:
@@ -158,12 +159,13 @@ def network(
 
 def step(
     *, which: str, size: int, batch: int, dtype: str, looped: bool = False, backend: str = "auto", channels_last: bool = False,
-    checkpointing: bool = False, classes: int = 3, device: str = "cuda:0",
+    checkpointing: bool = False, width: int = 48, classes: int = 3, device: str = "cpu",
 ) -> Ready:  # fmt: skip
-    """A training step: forward, Dice + cross-entropy, backward, AdamW."""
+    """A training step: forward, Dice + cross-entropy, backward, AdamW. On a GPU with the most memory that the process held: weights, their gradients and
+    the optimiser's state among it, which are there before a step is measured."""
     from homelib.run.loss import segmentation_loss
 
-    model = build(which, backend=backend, classes=classes).to(device)
+    model = build(which, backend=backend, width=width, classes=classes).to(device)
     if checkpointing:
         model.set_checkpointing(True)
     x = torch.randn(batch, 1, size, size, size, device=device)
@@ -179,7 +181,61 @@ def step(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.item()}
+        held = {} if device == "cpu" else {"held_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+        return {"loss": loss.item()} | held
+
+    return {}, run
+
+
+def block(
+    *, stage: int, tokens: int, compiled: bool, backward: bool, batch: int = 1, dtype: str = "float32", device: str = "cpu", compiler: str = "inductor"
+) -> Ready:
+    """A layer of a stage of the paper's network, Mamba and HoME, as it is or through `torch.compile`; and the seconds of its first calls at this length,
+    at half of it and at a third of it, in which the compiler works."""
+    from homelib import ModelConfig
+    from homelib.network.parts import home_of, mixer_of
+    from homelib.network.unet import Block
+
+    torch.manual_seed(0)
+    config = ModelConfig()
+    layer = Block(config.channels[stage - 1], mixer_of(config, stage - 1), home_of(config, stage - 1)).to(device)
+    called = torch.compile(layer, backend=compiler) if compiled else layer
+    x = torch.randn(batch, tokens, config.channels[stage - 1], device=device, requires_grad=backward)
+
+    def run(x=x):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"), torch.set_grad_enabled(backward):
+            y = called(x, (x.shape[1], 1, 1))
+        if backward:
+            torch.autograd.grad(y, [x, *layer.parameters()], torch.ones_like(y))
+
+    first = {}
+    for told, length in (("this length", tokens), ("half of it", tokens // 2), ("a third of it", tokens // 3)):
+        given = x[:, :length].detach().requires_grad_(backward)
+        synchronize(device)
+        start = time.perf_counter()
+        run(given)
+        synchronize(device)
+        first[told] = time.perf_counter() - start
+    return {"first calls": first}, run
+
+
+def prediction(*, size: int, patch: int, width: int = 48, classes: int = 3, dtype: str = "float32", device: str = "cpu") -> Ready:
+    """Labels of a cube by sliding windows that overlap by half, blended, as `home predict` makes them, from memory to memory."""
+    import numpy as np
+
+    from homelib.config import PredictionConfig
+    from homelib.run.sliding import Windows, finished_rows
+
+    model = build("MambaHoME", backend="auto", width=width, classes=classes).to(device).eval()
+    image = np.random.default_rng(0).standard_normal((size,) * 3, np.float32)
+    windows = Windows.over(image.shape, (patch,) * 3, overlap=0.5)
+    given = {"prepare": lambda x: x, "beyond": 0.0, "device": torch.device(device), "finish": lambda blended: blended.argmax(0).to(torch.uint8).cpu()}
+
+    def run():
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            rows = sum(labels.shape[0] for _, labels in finished_rows([model], image, windows, PredictionConfig(), **given))
+        assert rows == size
+        return {"windows": windows.count}
 
     return {}, run
 
@@ -240,7 +296,10 @@ def _nothing():
     yield
 
 
-KINDS: dict[str, Callable[..., Ready]] = {"scan": scan, "conv": conv, "home": home, "network": network, "step": step}
+KINDS: dict[str, Callable[..., Ready]] = {
+    "scan": scan, "conv": conv, "home": home, "network": network, "step": step, "block": block, "prediction": prediction,
+}  # fmt: skip
+NOT_HERE = (ImportError, UserError, torch.cuda.OutOfMemoryError)  # what is skipped with its reason: not installed, made for another device, too large
 MEASURE_THEMSELVES = {  # kind: its module, imported where it is asked for: these need all of homelib, the others little more than torch
     **dict.fromkeys(("prepare", "data_set", "patches"), "data_cases"),
     **dict.fromkeys(("loop", "loading"), "training_cases"),
@@ -259,12 +318,14 @@ def measured(case: dict) -> dict:
         detail, found = getattr(import_module(f"benchmarks.{MEASURE_THEMSELVES[kind]}"), kind)(**case)
         return asdict(found) | {"detail": found.detail | detail}
     in_turn, kind = case.pop("in_turn", {"": {}}), KINDS[case.pop("kind")]
-    how = {name: case.pop(name) for name in ("runs", "warm_up") if name in case} | {"device": case.get("device", "cpu")}
+    how = {"runs": case.pop("runs", 5), "warm_up": case.pop("warm_up", 1) - 1, "device": case.get("device", "cpu")}
     ready, results = {}, {}
     for name, differs in in_turn.items():
         try:
-            ready[name] = kind(**case | differs)
-        except ImportError as error:  # a peer that is not there, beside others
+            detail, run = kind(**case | differs)
+            run()  # the first to warm up: what cannot be had, or does not fit, shows here
+            ready[name] = detail, run
+        except Exception as error:  # of one beside others, which go on without it
             if not name:
                 raise
             results[name] = skipped(error)
@@ -274,13 +335,14 @@ def measured(case: dict) -> dict:
 
 
 def skipped(error: Exception) -> dict:
-    return {"skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return {"skipped": f"{type(error).__name__}: {(str(error).splitlines() or ['no word'])[0]}"}
 
 
 def main() -> None:
+    bare.ready()
     try:
         print(json.dumps(measured(json.loads(sys.argv[1]))))
-    except (ImportError, torch.cuda.OutOfMemoryError) as error:
+    except NOT_HERE as error:
         print(json.dumps(skipped(error)))
 
 

@@ -7,6 +7,7 @@ Prints tables and writes benchmarks/results/cpu.json (cpu-scan.json for that par
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 
 from benchmarks.measure import exponent, in_process, save, table
 
@@ -95,24 +96,32 @@ def network(threads: int) -> dict:
 
 def scaling(threads: int) -> dict:
     """Exponents of time and memory in the number of tokens (scan, HoME) or voxels (network, a quarter of the paper's width)."""
+    cases = {
+        "scan, D=16, forward and backward": {"kind": "scan", "peer": "homelib numba", "backward": True, **SCAN, "channels": 16},
+        "HoME of stage 1, forward": {"kind": "home", "stage": 1, "looped": False, "backward": False},
+        "network, 12 to 96 channels, forward": {"kind": "network", "which": "MambaHoME", "width": 12, "channels_last": True},
+    }
+    return {"scaling": scaled(cases, SIDES, lambda case: in_process(case, threads=threads))}
+
+
+def scaled(cases: dict[str, dict], sides: Sequence[int], done: Callable[[dict], dict]) -> list[dict]:
+    """Each case at side^3 tokens, or voxels, of all sides in turn, and the exponents over those that could be measured; the table is printed."""
     rows = []
-    for what, case in (
-        ("scan, D=16, forward and backward", {"kind": "scan", "peer": "homelib numba", "backward": True, **SCAN, "channels": 16}),
-        ("HoME of stage 1, forward", {"kind": "home", "stage": 1, "looped": False, "backward": False}),
-        ("network, 12 to 96 channels, forward", {"kind": "network", "which": "MambaHoME", "width": 12, "channels_last": True}),
-    ):
-        sizes = {f"{side}^3": {"size": side} if case["kind"] == "network" else {"tokens": side**3} for side in SIDES}
-        done = in_process(case | {"in_turn": sizes}, threads=threads)
-        if "skipped" in done:
-            rows.append({"what": what} | done)
+    for what, case in cases.items():
+        sizes = {side: {"size": side} if case["kind"] == "network" else {"tokens": side**3} for side in sides}
+        found = done(case | {"in_turn": {f"{side}^3": size for side, size in sizes.items()}})
+        kept = {side: found[f"{side}^3"] for side in sizes if "seconds" in found.get(f"{side}^3", {})}
+        if len(kept) < 2:
+            reasons = [found.get("skipped"), *(told["skipped"] for told in found.values() if isinstance(told, dict) and "skipped" in told)]
+            rows.append({"what": what, "skipped": next(filter(None, reasons))})
             continue
-        voxels, seconds, memory = [side**3 for side in SIDES], [done[size]["seconds"] for size in sizes], [done[size]["peak_mib"] for size in sizes]
+        voxels, seconds, memory = [side**3 for side in kept], [one["seconds"] for one in kept.values()], [one["peak_mib"] for one in kept.values()]
         row = {"what": what, "tokens": voxels, "seconds": seconds, "MiB": memory}
         row |= {"time exponent": exponent(voxels, seconds), "memory exponent": exponent(voxels, [max(m, 0.1) for m in memory])}
-        rows.append(row | {f"s at {size}": s for size, s in zip(sizes, seconds, strict=True)} | {f"MiB at {SIDES[-1]}^3": memory[-1]})
-    columns = ["what", *(f"s at {side}^3" for side in SIDES), f"MiB at {SIDES[-1]}^3", "time exponent", "memory exponent"]
-    table("Scaling from 32^3 to 128^3", rows, columns)
-    return {"scaling": rows}
+        rows.append(row | {f"s at {side}^3": s for side, s in zip(kept, seconds, strict=True)} | {f"MiB at {max(kept)}^3": memory[-1]})
+    columns = ["what", *(f"s at {side}^3" for side in sides), f"MiB at {sides[-1]}^3", "time exponent", "memory exponent"]
+    table(f"Scaling from {sides[0]}^3 to {sides[-1]}^3", rows, columns)
+    return rows
 
 
 def ratios(rows: list[dict], base: str, alike: tuple[str, ...]) -> None:

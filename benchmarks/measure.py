@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -136,14 +137,15 @@ def _below(process: int) -> set[int]:
     return found - {process}
 
 
-def in_process(case: dict, *, threads: int, patience_seconds: int = PATIENCE_SECONDS) -> dict:
+def in_process(case: dict, *, threads: int, patience_seconds: float = PATIENCE_SECONDS) -> dict:
     """Run `benchmarks.cases` with a case in a new process: what it measured, or {"skipped": reason}; the same by name for cases in turn."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads), "TRITON_INTERPRET": "0"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # MONAI would be compiled anew in every process
     command = [sys.executable, "-m", "benchmarks.cases", json.dumps(case)]
     try:
         done = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=patience_seconds)
     except subprocess.TimeoutExpired:
-        return {"skipped": f"took more than {patience_seconds} s"}
+        return {"skipped": f"took more than {patience_seconds:.0f} s"}
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no word"]
         return {"skipped": f"exit status {done.returncode}: {last[0]}"}
@@ -200,6 +202,4 @@ def _cell(value) -> str:
 
 def exponent(sizes: list[int], values: list[float]) -> float:
     """Slope of log(value) over log(size), by least squares."""
-    import numpy as np
-
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(value) for value in values]).slope

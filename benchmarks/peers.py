@@ -27,11 +27,12 @@ def mambapy() -> Callable[..., Tensor]:
     from mambapy.pscan import pscan
 
     def scan(u, delta, A, B, C, D, z, delta_bias):
-        u, delta, B, C = (t.mT for t in (u, delta, B, C))
+        dtype = u.dtype
+        u, delta, B, C = (t.mT.float() for t in (u, delta, B, C))  # its products want one type
         delta = F.softplus(delta + delta_bias)
         states = pscan((delta[..., None] * A).exp(), delta[..., None] * B[:, :, None] * u[..., None])
         y = (states @ C[..., None])[..., 0] + D * u
-        return y.mT * F.silu(z)
+        return (y.mT * F.silu(z)).to(dtype)
 
     return scan
 

@@ -16,15 +16,21 @@ import yaml
 from scipy.stats import t
 
 from benchmarks.measure import save
-from homelib.run.checkpoint import build_network
+from homelib.config import override
+from homelib.data.manifest import load_manifest
+from homelib.data.prepare import read_label
+from homelib.run.checkpoint import build_network, trained_network
+from homelib.run.evaluate import evaluate
+from homelib.run.folder import Run
+from homelib.run.predict import predict_label
 from homelib.study.comparison import measure
-from homelib.study.demo import demo_run, trained
+from homelib.study.demo import DemoRun, demo_run, trained
 
 NETWORKS = ("MambaHoME", "SegMamba", "UNet")
 
 
 def train_and_measure(profile: str, direction: str, network: str, seed: int, folder: Path, changes: dict) -> list[dict]:
-    """One run, and its Dice on both patients: a row each."""
+    """One run, and its Dice on both patients: a row each, with the Dice of every class, and the same without `prediction.one_piece`."""
     changes = changes | {"network": network, "training.seed": seed}
     demo = demo_run(profile, direction, folder=folder / f"{network}-{seed}", changes=changes)
     run = trained(demo)
@@ -32,13 +38,33 @@ def train_and_measure(profile: str, direction: str, network: str, seed: int, fol
         measure(run, demo.data)
     metrics = run.metrics
     own = metrics[(metrics["method"] == network) & (metrics["metric"] == "dice")]
+    in_pieces = predicted_in_pieces(run, demo)
     parameters = sum(parameter.numel() for parameter in build_network(demo.settings).parameters())
     minutes = run.history["seconds"].iloc[-1] / 60
     rows = []
     for role, table in own.groupby("role"):
         told = {"network": network, "seed": seed, "direction": direction, "role": role, "case": table["case"].iloc[0], "dice": table["value"].mean()}
-        rows.append(told | {"parameters": parameters, "steps": len(run.history), "minutes": minutes})
+        told |= {"label_origin": table["label_origin"].iloc[0], "parameters": parameters, "steps": len(run.history), "minutes": minutes}
+        rows.append(told | {"dice_by_class": as_dict(table), "dice_by_class_in_pieces": as_dict(in_pieces[role])})
     return rows
+
+
+def predicted_in_pieces(run: Run, demo: DemoRun) -> dict[str, pd.DataFrame]:
+    """Dice by class of both patients, all pieces of every class kept: what `prediction.one_piece` takes away shows beside it."""
+    settings, network = override(run.settings, {"prediction.one_piece": ()}), trained_network(run)
+    found = {}
+    for role, case in (("train", demo.train_case), ("test", demo.test_case)):
+        manifest = load_manifest(case.case.manifest)
+        reference = read_label(case.case.label, case.native_shape, case.native_affine, manifest)
+        predicted, about = predict_label([network], case, settings), {"case": case.case.id, "method": settings.network, "metrics": ("dice",)}
+        spacing_mm = tuple(np.linalg.norm(case.native_affine[:3, :3], axis=0).tolist())
+        found[role] = evaluate(predicted, reference, spacing_mm=spacing_mm, class_names=manifest.class_names, label_origin=case.case.label_origin, **about)
+    return found
+
+
+def as_dict(rows: pd.DataFrame) -> dict[str, float | None]:
+    """class -> Dice; None where it is not defined (a class that is in neither label)."""
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(rows["class"], rows["value"], strict=True)}
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:

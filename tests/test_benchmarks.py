@@ -1,19 +1,25 @@
 """The benchmarks measure what they say; a peer that is not there is skipped with its reason; ratios and exponents are right. No test times anything."""
 
+import importlib
+import importlib.util
+import inspect
 import json
 import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cases, catalogue, cpu, data, data_cases, evaluation, measure, peers
+from benchmarks import bare, cases, catalogue, cpu, data, data_cases, evaluation, gpu, measure, peers
 from homelib.data.cache import CaseFile
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = {"batch": 1, "channels": 3, "tokens": 300, "state": 2}
 
 
@@ -84,6 +90,8 @@ def test_every_peer_that_is_there_computes_the_scan(peer):
         {"kind": "home", "stage": 4, "tokens": 300, "backward": True, "in_turn": cpu.HOME_WAYS},
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "channels_last": True, "parts": True},
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "channels_last": True, "dtype": "bfloat16"},
+        {"kind": "step", "which": "MambaHoME", "width": 4, "size": 32, "batch": 1, "dtype": "bfloat16", "channels_last": True, "checkpointing": True},
+        {"kind": "prediction", "size": 40, "patch": 32, "width": 4},
         {"kind": "network", "which": "SegResNet (32)", "size": 32},
         {"kind": "network", "which": "DynUNet (32)", "size": 32},
     ],
@@ -181,12 +189,118 @@ def test_results_name_the_machine_and_its_versions(tmp_path, monkeypatch):
 
 
 def test_the_gpu_benchmark_says_that_it_needs_a_gpu(monkeypatch):
-    from benchmarks import gpu
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
     with pytest.raises(SystemExit, match="finds no CUDA GPU here"):
         gpu.main()
+
+
+def test_every_case_of_the_gpu_benchmark_is_one_that_there_is(monkeypatch, tmp_path, capsys):
+    """Nothing is measured: each case is held against what its kind takes."""
+    asked = []
+
+    def in_process(case, *, threads, patience_seconds):
+        case = json.loads(json.dumps(case))
+        assert 0 < patience_seconds <= measure.PATIENCE_SECONDS
+        for name in ("runs", "warm_up"):
+            case.pop(name, None)
+        found = {}
+        for name, differs in case.pop("in_turn", {"": {}}).items():
+            whole = case | differs
+            kind = whole.pop("kind")
+            inspect.signature(cases.KINDS[kind]).bind(**whole)
+            assert whole["device"] == "cuda:0"
+            asked.append((kind, whole.get("peer") or whole.get("which")))
+            found[name] = {"seconds": 2.0, "peak_mib": 3.0, "detail": {"held_mib": 4.0, "first calls": {"this length": 5.0}}}
+        return found.get("", found)
+
+    monkeypatch.setattr(gpu, "in_process", in_process)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    kept = []
+    measured, rows = gpu.run_parts(list(gpu.PARTS), gpu.Bench(gpu.FULL, 1e6), lambda results: kept.append(json.loads(json.dumps(results))))
+    assert measured == rows
+    assert [set(results) - {"budget_seconds", "part_seconds"} for results in kept] == [set(list(gpu.PARTS)[: n + 1]) for n in range(len(gpu.PARTS))]
+    wanted = {"homelib triton", "homelib mamba_ssm", "mambapy pscan", "transformers sequential", "mamba_ssm selective_scan_ref"}
+    assert wanted <= {who for kind, who in asked if kind == "scan"}
+    assert {"MambaHoME", "SwinUNETR (48)", "SegResNet (32)", "DynUNet (32)"} <= {who for kind, who in asked if kind == "step"}
+    recipe = next(row for row in kept[-1]["step"] if row["what"] == "published recipe, our scan")
+    assert (recipe["times slower"], recipe["peak_mib"]) == (1.0, 4.0)
+    assert "first call, this length" in capsys.readouterr().out
+    assert {row["what"].split(",")[0] for row in kept[-1]["scaling"]} == {"scan", "HoME of stage 1", "network"}
+
+
+def test_what_there_is_no_time_for_is_said_and_kept_and_nothing_measured_is_a_failure(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "scan", "prediction", "--seconds", "0"])
+    with pytest.raises(SystemExit, match="^1$"):
+        gpu.main()
+    told = capsys.readouterr().out
+    assert "homelib blocked, 110,592 tokens, bfloat16, forward: skipped, no time left of 0 s" in told
+    assert "Left out for want of time, 22 of 22 rows: scan: homelib triton" in told
+    kept = json.loads((tmp_path / "gpu-scan-prediction.json").read_text())
+    assert all("no time left" in row["skipped"] for row in kept["scan"] + kept["prediction"])
+
+
+BARE = """
+import json, sys
+
+sys.modules["pydantic"] = None  # as if it could not be imported
+from benchmarks import bare, cases
+
+print(json.dumps(bare.ready(__import__("pathlib").Path(sys.argv[1]))))
+import torch
+from homelib import MambaHoME, ModelConfig
+
+with torch.device("meta"):
+    print(sum(parameter.numel() for parameter in MambaHoME().parameters()))
+print(ModelConfig(home="mlp", dispatch="tokens").changed_switches)
+case = {"kind": "step", "which": "MambaHoME", "dtype": "float32", "width": 4, "size": 16, "batch": 1, "runs": 1}
+print(cases.measured(case)["detail"]["loss"] > 0)
+try:
+    ModelConfig(chanels=3)
+except TypeError as error:
+    print(error)
+"""
+
+
+def test_the_network_is_measured_where_pydantic_cannot_be_imported(tmp_path):
+    done = subprocess.run([sys.executable, "-c", BARE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told, parameters, switches, ran, unknown = done.stdout.splitlines()
+    assert "settings are not checked: pydantic cannot be imported" in told
+    assert parameters == "170127611"
+    assert switches == "('home', 'dispatch')"
+    assert ran == "True"
+    assert unknown == "ModelConfig: no field chanels"
+
+
+def test_carried_wheels_are_unpacked_once_and_come_after_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert bare.carried(tmp_path) == []
+    (tmp_path / "wheels").mkdir()
+    for name in ("brought_here-1.2-py3-none-any.whl", "torch-0.1-py3-none-any.whl", "compiled-1.0-cp311-cp311-linux_x86_64.whl"):
+        with zipfile.ZipFile(tmp_path / "wheels" / name, "w") as packed:
+            packed.writestr(f"{name.split('-')[0]}/__init__.py", "WHERE = 'carried'")
+    assert bare.carried(tmp_path) == ["carried, for what is not installed: brought_here-1.2, torch-0.1"]
+    folder = Path(sys.path[-1])
+    before = folder.stat().st_mtime_ns
+    assert {path.name for path in folder.iterdir()} == {"brought_here", "torch"}
+    assert importlib.import_module("brought_here").WHERE == "carried"
+    assert Path(importlib.util.find_spec("torch").origin) == Path(torch.__file__)
+    bare.carried(tmp_path)
+    assert folder.stat().st_mtime_ns == before
+    assert {path.name for path in tmp_path.iterdir()} == {"wheels", folder.name}
+
+
+def test_what_compilation_gains_is_a_row_each_with_its_first_calls(monkeypatch, capsys):
+    from benchmarks import compile as compiling
+
+    monkeypatch.setattr(compiling, "in_process", lambda case, *, threads: cases.measured(case))
+    rows = compiling.compiled([4], runs=1, threads=1, tokens=(0, 0, 0, 60), compiler="aot_eager")["compile"]
+    assert [row["what"] for row in rows] == ["stage 4, as it is", "stage 4, compiled"]
+    assert all(row["seconds"] > 0 and row["first call, a third of it"] > 0 for row in rows), rows
+    assert "first call, half of it" in capsys.readouterr().out
 
 
 def test_the_loop_is_measured_beside_bare_steps_and_with_patches_at_hand():
@@ -216,8 +330,6 @@ def test_what_became_of_killed_trainings_is_kept_with_the_machine(identical, unr
 
 
 def test_means_over_seeds_have_an_interval_by_hand():
-    import pandas as pd
-
     from benchmarks.three_seeds import over_seeds
 
     rows = pd.DataFrame({"network": ["a", "a", "a", "b"], "direction": "x", "role": "test", "dice": [0.5, 0.6, 0.7, 0.4]})
@@ -227,8 +339,22 @@ def test_means_over_seeds_have_an_interval_by_hand():
     assert np.isnan(found.loc["b", "half_width"])
 
 
+def test_a_run_of_several_seeds_keeps_the_dice_of_every_class_with_and_without_its_largest_piece_alone(tmp_path):
+    from benchmarks.three_seeds import over_seeds, train_and_measure
+
+    changes = {"training.steps": 2, "prediction.one_piece": ["liver"], "training.accelerator": "cpu"}
+    rows = train_and_measure("smoke", "a-to-c", "MambaHoME", 0, tmp_path, changes)
+    assert [(row["role"], row["case"], row["label_origin"]) for row in rows] == [("test", "phantom-c", "SYNTHETIC"), ("train", "phantom-a", "SYNTHETIC")]
+    for row in json.loads(json.dumps(rows)):
+        whole, pieces = row["dice_by_class"], row["dice_by_class_in_pieces"]
+        assert whole.keys() == pieces.keys() >= {"liver", "bone"}
+        assert np.nanmean([value for value in whole.values() if value is not None]) == pytest.approx(row["dice"])
+        assert all(whole[name] == pieces[name] for name in whole if name != "liver")
+    assert len(over_seeds(pd.DataFrame(rows))) == 2
+
+
 def test_the_package_needs_none_of_the_benchmarks_peers():
-    needed = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert not any(peer in line for line in needed for peer in ("mambapy", "transformers", "mamba"))
 
 

@@ -168,7 +168,7 @@ def test_constraints_leave_the_torch_build_to_the_machine():
     assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
-SCRIPTS = ["Makefile", "scripts/make_env.sh", "scripts/make_lock.sh", "scripts/make_peers.sh", ".ci/run"]
+SCRIPTS = ["Makefile", "scripts/make_env.sh", "scripts/make_lock.sh", "scripts/make_peers.sh", "scripts/make_wheels.sh", ".ci/run"]
 SET_UP = ["pyproject.toml", "environment.yml", "constraints-cpu.txt", *SCRIPTS]
 
 

@@ -211,6 +211,12 @@ class Manifest(Frozen):
         own = next((case.contrast_ranges for case in self.cases if case.id == case_id), None)
         return dict(self.contrast_ranges if own is None else own)
 
+    def origin_of(self, case: str) -> LabelOrigin:
+        """Where the label of a case comes from: as its entry says, SYNTHETIC of a phantom in its place (`phantom-a` for `ct-a`), else as the data set says."""
+        listed = {entry.id: entry.label_origin for entry in self.cases}
+        phantoms = {"phantom-" + entry.id.split("-", 1)[-1]: "SYNTHETIC" for entry in self.cases}
+        return (phantoms | listed).get(case, self.label_origin)
+
     def merge(self, labels: np.ndarray) -> np.ndarray:
         """Raw label values -> class indices by a lookup table; a raw value of no class becomes background.
 

@@ -12,11 +12,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ..config import Settings, TrainingConfig
+from ..config import OURS, Settings, TrainingConfig
 from ..data.prepare import PreparedCase
 from ..errors import UserError
 from ..frozen import field_names, shortened
 from ..locks import held
+from ..network.scan.backends import resolve
 from ..paths import clear_parts
 from .checkpoint import step_of
 from .folder import Run, written_whole
@@ -71,6 +72,12 @@ def on_devices(config: TrainingConfig, *, devices: int = 1, num_nodes: int = 1, 
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"training.accelerator {config.accelerator}, devices {devices}, strategy {config.strategy}: {reason}") from None
+
+
+def computed_by(settings: Settings, device: torch.device) -> str:
+    """The device, and the backend of the selective scan where there is one. Raises UserError for a backend that does not work there."""
+    scans = settings.network in OURS and settings.model.mixer != "none"
+    return f"on {device}" + (f", selective scan by {resolve(settings.model.scan_backend, str(device))}" if scans else "")
 
 
 def without_srun() -> None:

@@ -175,7 +175,7 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
         class_names=how.class_names,
         case=pair.case,
         method=how.method,
-        label_origin=how.label_origin,
+        label_origin=manifest.origin_of(pair.case) if manifest else how.label_origin,
         metrics=how.all_metrics,
         lesion_classes=how.lesion_classes,
         background=True,

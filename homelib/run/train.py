@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import Settings
 from ..data.prepare import PreparedCase
 from ..errors import UserError
-from .begin import OnValidation, check, claimed, launched
+from .begin import OnValidation, check, claimed, computed_by, launched
 from .checkpoint import build_network, load_newest, save_checkpoint, save_state
 from .deep import DeeplySupervised, core
 from .estimate import needed_gib
@@ -137,6 +137,7 @@ class _Training:
         """From where it is to the last step, or to where patience or a signal ends it. A training that is done is left as it is."""
         if (self.over or self.step == self.config.steps) and "steps_gib" in self.run.status:  # told at the end; a driver of notebooks has its own word of state
             return
+        self.progress.say(computed_by(self.settings, self.fabric.device))
         self._tell("running", steps=self.step)
         if self.first and "tensorboard" in self.config.loggers:
             self.board = TensorBoard(self.run.folder, begin=self.line_from)

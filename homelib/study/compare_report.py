@@ -12,7 +12,7 @@ from ..run.conventions import counts
 from ..run.metrics import metric_of
 from ..run.pairs import read_rows
 from .comparison import BASELINES
-from .evaluation_report import print_definitions
+from .evaluation_report import labels_told, print_definitions
 from .statistics import FEWEST, by_case, compare, intervals, ranking, seeds
 from .tables_told import print_table
 
@@ -71,7 +71,7 @@ def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, again
     by_class = found.pivot_table(index="class", columns="method", values="shown", aggfunc="first", sort=False)
     methods = list(dict.fromkeys(rows["method"]))
     by_class = by_class[methods].reindex([*[name for name in by_class.index if name != "mean"], "mean"])
-    how = f"mean over {cases} cases, with its 95 % interval (bootstrap over cases); mean: over a case's classes, then over cases"
+    how = f"mean over {cases} cases, {labels_told(rows)}, with its 95 % interval (bootstrap over cases); mean: over a case's classes, then over cases"
     print_table(by_class, f"{metric} [{about.unit}], {better}: {how}", console)
     if about.higher_is_better is not None and len(methods) > 1:
         ranks = ranking(rows, metric).set_index("method")

@@ -29,7 +29,9 @@ def examine() -> dict[str, dict[str, str]]:
         machine[f"cuda:{index}"] = f"{told.name}, {told.total_memory / 2**30:.0f} GiB"
     if not torch.cuda.is_available():
         machine["cuda"] = "none: " + ("this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU or driver was found")
-    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        machine["mps"] = "a GPU by Metal"
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *(["mps"] if "mps" in machine else [])]
     return {
         "machine": machine,
         "packages": {"homelib": homelib.__version__} | {name: _version(name) for name in PACKAGES},
@@ -49,7 +51,11 @@ def environment_line() -> str:
     """The machine in one line, for the head of a notebook."""
     import homelib
 
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name(0) if cuda else f"CPU, {torch.get_num_threads()} threads"
-    backend = resolve("auto", "cuda:0" if cuda else "cpu")
-    return f"homelib {homelib.__version__}, Python {sys.version.split()[0]}, PyTorch {torch.__version__}, {device}, scan backend {backend}"
+    if torch.cuda.is_available():
+        device, told = "cuda:0", torch.cuda.get_device_name(0)
+    elif torch.backends.mps.is_available():
+        device, told = "mps", "GPU by Metal"
+    else:
+        device, told = "cpu", f"CPU, {torch.get_num_threads()} threads"
+    backend = resolve("auto", device)
+    return f"homelib {homelib.__version__}, Python {sys.version.split()[0]}, PyTorch {torch.__version__}, {told}, scan backend {backend}"

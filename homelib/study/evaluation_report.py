@@ -54,13 +54,14 @@ def evaluate_files(
         predicted_names=read.predicted_names,
         reference_names=read.reference_names,
         method=(predicted if predicted.is_dir() else predicted.parent).resolve().name or "prediction",
-        label_origin=manifest.label_origin if manifest else "UNSTATED",
         tolerances_mm=tolerances_mm,
         lesion_classes=lesions,
         raw_predictions=raw,
     )
     with tqdm(total=len(pairs), desc="evaluate", unit="case", disable=not sys.stderr.isatty()) as bar:
         measured = measure_pairs(pairs, how, workers=workers or default_workers(), on_case=bar.update)
+    if len(pairs) == 1 and not alone and not measured.cases:
+        raise UserError(measured.left_out[0])  # one line says it all
     for line in (*alone, *measured.left_out):
         console.print(line, highlight=False, markup=False)
     if not measured.cases:
@@ -138,19 +139,27 @@ def print_evaluation(rows: pd.DataFrame, console: Console, *, convention: str = 
     """The summary of the rows, under a convention where one is asked for, with definitions, rule and counts."""
     cases = rows["case"].nunique()
     if convention == "own":
-        table, title = summary(rows), f"mean over {cases} cases; own convention: {CONVENTIONS['own'].definition}"
+        table, title = summary(rows), f"mean over {cases} cases, {labels_told(rows)}; own convention: {CONVENTIONS['own'].definition}"
     else:
         chosen = convention_of(convention, data_set=data_set)
         flat = averaged(rows, chosen)
         table = flat.pivot_table(index="class", columns="metric", values="value", sort=False, dropna=False)
         told = flat.drop_duplicates("class").set_index("class")[["references", "missed", "spurious"]]
-        table, title = pd.concat([told, table], axis=1), f"{cases} cases; convention {chosen.name}: {chosen.definition}"
+        table, title = pd.concat([told, table], axis=1), f"{cases} cases, {labels_told(rows)}; convention {chosen.name}: {chosen.definition}"
     print_table(table, title, console, number=three_places)
     if not (found := detection(rows)).empty:
         print_table(found.T.rename_axis("detection"), "lesions (a piece is found where a tenth of it is covered) and patients", console, number=three_places)
     shown = set(rows["metric"]) if convention == "own" else {*OVERLAPS, chosen.distance_metric}
     measured = [name for name in dict.fromkeys(rows["metric"]) if name in shown]
     print_definitions([name for name in measured if name in table or name not in LESIONS], console, rule=convention == "own")
+
+
+def labels_told(rows: pd.DataFrame) -> str:
+    """Where the reference labels of the cases come from: "labels MODEL", or with the number of cases where they differ."""
+    if "label_origin" not in rows:
+        return "labels of an origin that is not told"
+    number = rows.drop_duplicates(["case", "label_origin"])["label_origin"].value_counts(sort=False)
+    return "labels " + (number.index[0] if len(number) == 1 else ", ".join(f"{origin} ({count})" for origin, count in number.items()))
 
 
 def print_definitions(metrics: list[str], console: Console, *, rule: bool = True) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..data.manifest import load_manifest
 from ..errors import UserError
 from ..paths import shipped
 from .balance import LAYER
@@ -16,7 +17,7 @@ def networks_over_seeds() -> pd.DataFrame:
 
     Returns:
         One row a network: direction, patient (the one trained on, or the one never seen), network, M parameters, steps, seeds (by number: "0, 1, 2"),
-        Dice %, low, high.
+        Dice %, low, high. And label origin, of the patient's reference.
 
     Raises:
         UserError: the results are not there; `python -m benchmarks.three_seeds` makes them.
@@ -27,9 +28,11 @@ def networks_over_seeds() -> pd.DataFrame:
     table = table.drop(columns="seeds").merge(about, on=["direction", "network"], how="left", sort=False)
     table["patient"] = table["role"].map({"train": "trained on", "test": "never seen"})
     table["M parameters"] = table["parameters"] / 1e6
+    case = runs.groupby(["direction", "role"])["case"].first()
+    table["label origin"] = [load_manifest("demo_ct").origin_of(case[at]) for at in zip(table["direction"], table["role"], strict=True)]
     table["Dice %"], half = 100 * table["dice"], 100 * table["half_width"]
     table["low"], table["high"] = table["Dice %"] - half, table["Dice %"] + half
-    return table[["direction", "patient", "network", "M parameters", "steps", "seeds", "Dice %", "low", "high"]]
+    return table[["direction", "patient", "label origin", "network", "M parameters", "steps", "seeds", "Dice %", "low", "high"]]
 
 
 def _numbers(seeds: pd.Series) -> str:

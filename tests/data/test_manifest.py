@@ -66,6 +66,15 @@ def test_demo_ct_contrast_reaches_from_each_scan_to_the_other():
     assert manifest.contrast_of("phantom-a") == manifest.contrast_ranges
 
 
+def test_the_origin_of_a_label_is_its_cases_own_before_the_data_sets():
+    demo = load_manifest("demo_ct")
+    assert {case: demo.origin_of(case) for case in ("ct-a", "ct-c", "phantom-a", "phantom-c", "another")} == {
+        "ct-a": "MODEL", "ct-c": "UNSTATED", "phantom-a": "SYNTHETIC", "phantom-c": "SYNTHETIC", "another": demo.label_origin,
+    }  # fmt: skip
+    assert load_manifest("demo_us_phantom").origin_of("phantom-us") == "SYNTHETIC"
+    assert load_manifest("amos_ct").origin_of("amos_0001") == load_manifest("amos_ct").label_origin
+
+
 def test_merge_by_hand():
     manifest = load_manifest("demo_ct")
     raw = np.array([[0, 1, 2, 3, 5, 6], [52, 63, 25, 116, 117, 91], [86, 80, 89, 24, 200, 118]], np.uint8)

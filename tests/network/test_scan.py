@@ -583,5 +583,43 @@ def test_agrees_without_what_is_optional_and_on_views_on_a_gpu(without, on_gpu):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("shape", [(2, 96, 5000, 16), (1, 3, 63, 8)], ids=str)
+def test_bfloat16_on_a_gpu_is_as_near_as_its_rounding(shape, on_gpu):
+    backend, device = on_gpu
+    given = {name: t.detach().to(device, torch.float32 if name in ("A", "D", "delta_bias") else torch.bfloat16) for name, t in inputs(*shape).items()}
+    given = {name: t.requires_grad_() for name, t in given.items()}
+    ours, exact = scan_and_gradients(given, backend), scan_and_gradients(cast(given, torch.float64), "reference")
+    assert ours["y"].dtype == torch.bfloat16
+    assert all(ours[f"d{name}"].dtype == t.dtype for name, t in given.items())
+    for name in exact:
+        error = (ours[name].double() - exact[name]).norm() / exact[name].norm()
+        assert error < 2**-7, f"{name}: {error:.1e}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("softplus", [True, False])
+def test_agrees_on_a_gpu_for_steps_so_large_that_the_state_forgets_all(softplus, on_gpu):
+    backend, device = on_gpu
+    given = {name: t.detach().to(device) for name, t in inputs(channels=20, tokens=1000, delta_scale=200.0).items()}
+    given = {name: (t.abs() if name == "delta" and not softplus else t).requires_grad_() for name, t in given.items()}
+    ours = scan_and_gradients(cast(given, torch.float32), backend, softplus=softplus)
+    assert all(torch.isfinite(tensor).all() for tensor in ours.values())
+    assert_agree(ours, scan_and_gradients(given, "reference", softplus=softplus), 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_same_call_on_a_gpu_gives_the_same_bits(on_gpu):
+    backend, device = on_gpu
+    if backend == "mamba_ssm":
+        pytest.skip("mamba_ssm's kernels add in no fixed order")
+    given = {name: t.detach().float().to(device).requires_grad_() for name, t in inputs(channels=40, tokens=2000, state=16).items()}
+    first, again = scan_and_gradients(given, backend), scan_and_gradients(given, backend)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_gpu_is_given_a_backend_made_for_it():
     assert resolve("auto", "cuda:0") in ("triton", "mamba_ssm")

@@ -9,6 +9,7 @@ import torch
 from homelib import UserError
 from homelib.config import override
 from homelib.run import train
+from homelib.run.begin import computed_by
 from homelib.run.folder import HISTORY, Run
 from homelib.run.log import History, Progress
 from homelib.run.train import fit
@@ -57,6 +58,25 @@ def test_a_damaged_status_is_one_line(tmp_path):
         (tmp_path / "status.json").write_text(content)
         with pytest.raises(UserError, match=r"status\.json: no JSON object, expected the state of the run\. Delete it"):
             _ = Run(tmp_path).state
+
+
+def test_a_training_begins_by_telling_its_device_and_its_scan_and_goes_on_so(smoke, prepared, tmp_path, capsys):
+    told = override(smoke, {"model.scan_backend": "blocked"})
+    fit(told, [prepared], tmp_path / "mine")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "mine: on cpu, selective scan by blocked"
+    assert sum("selective scan" in line for line in lines) == 1
+    fit(told, [prepared], tmp_path / "mine")  # done already: nothing is computed
+    assert "selective scan" not in capsys.readouterr().out
+    assert computed_by(smoke, torch.device("cpu")) == "on cpu, selective scan by numba"
+    for changes in ({"network": "UNet"}, {"model.mixer": "none"}):
+        assert computed_by(override(smoke, changes), torch.device("cpu")) == "on cpu"
+
+
+def test_a_backend_that_does_not_work_here_ends_a_training_before_its_first_step(smoke, prepared, tmp_path):
+    with pytest.raises(UserError, match=r"^backend: found 'mamba_ssm' on cpu, where it cannot be used: "):
+        fit(override(smoke, {"model.scan_backend": "mamba_ssm"}), [prepared], tmp_path / "mine", progress=False)
+    assert not (tmp_path / "mine" / "last.ckpt").exists()
 
 
 def test_nothing_is_told_where_nothing_is_asked_for(smoke, prepared, tmp_path, capsys):

@@ -164,6 +164,18 @@ def test_a_folder_a_case_holds_its_label_alone_beside_its_scan_or_as_masks(tmp_p
         find_pairs(P, R)
 
 
+def test_rows_name_the_origin_of_their_own_case(tmp_path, label):
+    """Of the demo's data set, which says nothing of a case that it does not list."""
+    demo = load_manifest("demo_ct")
+    for case in ("ct-a", "phantom-c", "mine"):
+        write(tmp_path / "pred" / f"{case}.nii.gz", label)
+        write(tmp_path / "ref" / f"{case}.nii.gz", label)
+    pairs, _ = find_pairs(tmp_path / "pred", tmp_path / "ref")
+    rows = measure_pairs(pairs, Measure(demo.class_names, manifest="demo_ct", metrics=("dice",), tolerances_mm=(), raw_predictions=True)).rows
+    origins = rows.groupby("case")["label_origin"].unique().explode()
+    assert origins.to_dict() == {"ct-a": "MODEL", "phantom-c": "SYNTHETIC", "mine": "UNSTATED"}
+
+
 def test_a_reference_in_another_numbering_is_left_out(tmp_path, label):
     write(tmp_path / "p" / "a.nii.gz", label)
     write(tmp_path / "r" / "a.nii.gz", label.astype(np.uint16) * 1000)

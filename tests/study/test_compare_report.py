@@ -33,8 +33,8 @@ def told(capsys):
 def test_the_printed_numbers_are_those_of_the_statistics(told, tmp_path):
     rng = np.random.default_rng(0)
     a, b = rng.uniform(0.6, 0.9, 8), rng.uniform(0.5, 0.9, 8)
-    write(tmp_path / "a" / "metrics.csv", a)
-    write(tmp_path / "b.csv", b)
+    write(tmp_path / "a" / "metrics.csv", a, label_origin="REF")
+    write(tmp_path / "b.csv", b, label_origin="REF")
     out = told([tmp_path / "a", f"other={tmp_path / 'b.csv'}"])
     rows = gather([f"a={tmp_path / 'a'}", f"other={tmp_path / 'b.csv'}"])
     line = statistics.compare(rows, "dice").iloc[0]
@@ -44,6 +44,7 @@ def test_the_printed_numbers_are_those_of_the_statistics(told, tmp_path):
     low, high = statistics.interval(a)
     assert f"{a.mean():.3f} ({low:.3f} to {high:.3f})" in out
     assert "ranking" in out
+    assert "mean over 8 cases, labels REF, with its 95 % interval" in out
     assert "seeds" not in out
     assert "higher is better" in out
 

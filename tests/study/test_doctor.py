@@ -11,7 +11,7 @@ from homelib.network.scan.backends import MODULES, resolve
 from homelib.study import doctor
 from homelib.study.doctor import environment_line, examine
 
-DEVICES = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+DEVICES = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def test_every_finding_is_text_in_its_section():
@@ -53,6 +53,19 @@ def test_without_a_gpu_it_says_why(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert examine()["machine"]["cuda"] == {None: "none: this PyTorch is built without CUDA", "13.0": "none: no GPU or driver was found"}[cuda]
+
+
+def test_a_gpu_by_metal_is_listed_with_what_can_be_used_on_it(monkeypatch):
+    """Here the device is only said to be there: "blocked" is all that is made for it."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = examine()
+    assert found["machine"]["mps"] == "a GPU by Metal"
+    scan = found["selective scan on mps"]
+    assert scan["blocked"].startswith("chosen by auto")
+    assert scan["numba"] == "needs a cpu device"
+    assert scan["causal convolution"] == "PyTorch (causal_conv1d needs a cuda device)"
+    if not torch.cuda.is_available():
+        assert "GPU by Metal, scan backend blocked" in environment_line()
 
 
 def test_folders_are_the_ones_in_use(monkeypatch, tmp_path):

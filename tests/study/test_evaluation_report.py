@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from homelib.errors import UserError
-from homelib.study.evaluation_report import definitions, detection, evaluate_files, evaluate_rows, summary
+from homelib.study.evaluation_report import definitions, detection, evaluate_files, evaluate_rows, labels_told, summary
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_tables_counts_and_rows(folders, capsys):
     assert found[["lesions", "found", "spurious lesions", "lesion sensitivity", "lesion precision"]].tolist() == [2, 1, 1, 0.5, 0.5]
     assert found[["patients (sensitivity)", "patient sensitivity", "patients (specificity)", "patient specificity"]].tolist() == [1, 1, 2, 0.5]
     assert found["specificity low"] < 0.5 < found["specificity high"]
+    assert "mean over 3 cases, labels UNSTATED; own convention" in out
     for words in ("references", "missed", "spurious", "Empty masks: Both masks empty: no number", "dice [1]: 2 |P and R|", "worst the image's diagonal"):
         assert words in out
     with pytest.raises(UserError, match=r"metrics.csv: exists already"):
@@ -75,6 +76,21 @@ def test_rows_are_averaged_again_without_being_measured_again(convention, distan
     pd.concat([rows, rows.assign(method="other")]).to_csv(tmp_path / "two.csv", index=False)
     with pytest.raises(UserError, match=r"two\.csv: found 2 methods, expected one; home compare"):
         evaluate_rows(tmp_path / "two.csv", Console(), data=None, convention="own")
+
+
+def test_one_pair_that_cannot_be_measured_is_one_line(folders, capsys):
+    predicted, reference = (folder / "ill.nii.gz" for folder in folders)
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 8), np.uint8), np.eye(4)), reference)
+    with pytest.raises(UserError, match=r"^[^\n]*ill\.nii\.gz: found 9x9x9 and 9x9x8 voxels[^\n]*$"):
+        evaluate_files(predicted, reference, Console(width=250), **ASKED)
+    assert capsys.readouterr().out == ""
+
+
+def test_labels_of_several_origins_are_counted():
+    rows = pd.DataFrame({"case": ["a", "a", "b", "c"], "label_origin": ["MODEL", "MODEL", "UNSTATED", "MODEL"]})
+    assert labels_told(rows) == "labels MODEL (2), UNSTATED (1)"
+    assert labels_told(rows[:2]) == "labels MODEL"
+    assert labels_told(rows[["case"]]) == "labels of an origin that is not told"
 
 
 def test_wrong_options_are_refused_before_anything_is_measured(folders):

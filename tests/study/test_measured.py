@@ -25,21 +25,23 @@ def results(tmp_path, monkeypatch):
 
 def test_networks_stand_with_parameters_and_intervals(results):
     runs = [
-        {"network": network, "seed": seed, "direction": "a-to-c", "role": role, "dice": 0.5, "parameters": parameters, "steps": 7}
+        {"network": network, "seed": seed, "direction": "a-to-c", "role": role, "case": case, "dice": 0.5, "parameters": parameters, "steps": 7}
         for network, parameters in (("MambaHoME", 2_000_000), ("UNet", 2_100_000))
         for seed in (0, 1)
-        for role in ("test", "train")
+        for role, case in (("test", "ct-c"), ("train", "ct-a"))
     ]
     told = [
         {"direction": "a-to-c", "role": "test", "network": network, "seeds": 2, "dice": dice, "half_width": 0.125}
         for network, dice in (("MambaHoME", 0.5), ("UNet", 0.25))
     ]
+    told.append(told[0] | {"role": "train"})
     (results / "three_seeds.json").write_text(json.dumps({"runs": runs, "over_seeds": told}))
     found = measured.networks_over_seeds()
-    assert found["patient"].tolist() == ["never seen"] * 2
-    assert found["M parameters"].tolist() == [2.0, 2.1]
-    assert found["seeds"].tolist() == ["0, 1"] * 2
-    assert found[["Dice %", "low", "high"]].to_numpy().tolist() == [[50, 37.5, 62.5], [25, 12.5, 37.5]]
+    assert found["patient"].tolist() == ["never seen"] * 2 + ["trained on"]
+    assert found["label origin"].tolist() == ["UNSTATED"] * 2 + ["MODEL"]
+    assert found["M parameters"].tolist() == [2.0, 2.1, 2.0]
+    assert found["seeds"].tolist() == ["0, 1"] * 3
+    assert found[["Dice %", "low", "high"]].to_numpy().tolist() == [[50, 37.5, 62.5], [25, 12.5, 37.5], [50, 37.5, 62.5]]
 
 
 def test_results_that_are_not_there_are_named_with_what_makes_them(results):
