@@ -210,7 +210,7 @@ def data_plan(
     for fault in faults:
         console.print(f"left out: {fault}", highlight=False, markup=False)
     done = plan(manifest, grids, memory_gib=device_memory_gib() if memory is None else memory, cases=len(cases), spacing_mm=spacing)
-    beside = "paper" if manifest.reference == manifest.name else "manifest"
+    beside = "paper" if manifest.reference == manifest.name and not manifest.cases else "manifest"  # of the demo the paper says nothing
     table = Table("", "planned", beside, "reason", title=f"{manifest.name}: a plan for the paper's network")
     for row in done.rows:
         table.add_row(row.what, row.value, row.paper or "-", row.reason)

@@ -503,6 +503,7 @@ def test_generated_data_are_written_where_their_layout_finds_them(home, own_cach
     assert (status, out) == (0, f"{root}: 2 cases, generated. Next: home data check demo_us_phantom {root}\n")
     status, out, _ = home("data", "check", "demo_us_phantom", root, "--workers", 1)
     assert (status, "2 cases, 0 errors, 0 warnings" in out) == (0, True), out
+    assert re.search("planned +. +manifest", home("data", "plan", "demo_us_phantom", root, "--memory", 24)[1])
 
 
 def test_a_data_set_with_known_archives_is_fetched(home, monkeypatch, tmp_path):
