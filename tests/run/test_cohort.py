@@ -148,7 +148,7 @@ def test_faulty_cases_are_refused_left_out_or_kept_and_never_silently(faulty_set
     assert sorted(made.settings.data.train_cases + made.settings.data.validation_cases) == [f"own_faulty-{k}" for k in (0, 2, 3, 5)]
     said = []
     made.at_hand(said.append)
-    assert "own_faulty: its manifest states no epochs; training.steps is the preset's, 4: 2 epochs of 2 cases. Set it." in said
+    assert "own_faulty: its manifest states no epochs; training.steps is the preset's, 4: 4 epochs of 1 cases. Set it." in said
     assert said[0].endswith("left out 2 faulty cases (own_faulty-1: duplicate image, own_faulty-4: damaged).")
     with pytest.raises(UserError, match=r"found 1 faulty cases \(own_faulty-4: not prepared\)"):  # an old file is of what is no longer there
         cohort(brief, [replace(faulty_set, faulty="keep")], fold=0)
@@ -170,9 +170,8 @@ def test_classes_of_one_piece_are_those_that_the_data_has(ct_set, brief):
 
 
 def test_all_folds_are_trained_and_collected(ct_set, brief, tmp_path):
-    settings = override(brief, {"training.steps": 2})
     said = []
-    found = train_folds(settings, [ct_set.set], tmp_path, say=said.append)
+    found = train_folds(brief, [ct_set.set], tmp_path, changes={"training.steps": 2}, say=said.append)
     assert [line.endswith("done, 2 steps") for line in said] == [False, True] * 2
     assert sorted(found["case"].unique()) == [f"own_ct-{number}" for number in range(4)]
     assert found.groupby("case")["fold"].nunique().tolist() == [1] * 4
