@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from .ablation_figures import paired
 from .costs import parameter_count
 from .grids import Grid
-from .scores import differences, scores
+from .scores import scores
 
 COMMITTED = Path(__file__).parent / "results"  # <grid>/results.csv, runs.csv and plan.json, as `home ablate collect` has left them
 TOOK = {"training_seconds": "training, seconds", "peak_gib": "memory, GiB"}  # columns of runs.csv
@@ -18,15 +19,10 @@ def committed(grid: Grid) -> Path | None:
     return folder if (folder / "results.csv").exists() else None
 
 
-def in_percent(rows: pd.DataFrame) -> pd.DataFrame:
-    """Dice in percent: the other rows are left out."""
-    rows = rows[rows["metric"] == "dice"]
-    return rows.assign(value=100 * rows["value"])
-
-
 def costs_and_scores(rows: pd.DataFrame, grid: Grid, folder: Path) -> pd.DataFrame:
     """Index arm; mean Dice in percent with its interval (mean, low, high), parameters, and what the runs took by `runs.csv`."""
-    table = scores(in_percent(rows), "dice").set_index("arm")[["runs", "mean", "low", "high"]]
+    found = scores(rows, "dice").set_index("arm")
+    table = found[["runs"]].join(100 * found[["mean", "low", "high"]])
     table["parameters, million"] = [parameter_count(grid.settings(arm)) / 1e6 for arm in table.index]
     if (file := folder / "runs.csv").exists():
         took = pd.read_csv(file, dtype={"arm": str}).groupby("arm")[list(TOOK)].mean().reindex(table.index).rename(columns=TOOK)
@@ -36,12 +32,12 @@ def costs_and_scores(rows: pd.DataFrame, grid: Grid, folder: Path) -> pd.DataFra
 
 def beside_baseline(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Each arm's paired difference to the baseline in points of Dice, as `scores.differences` gives it."""
-    return differences(in_percent(rows), "dice", against=grid.compared_with)
+    return paired(rows, against=grid.compared_with)
 
 
 def experts_and_groups(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Mean Dice in percent of the arms that differ from the baseline in numbers of experts and group sizes alone: columns experts, group, value."""
-    means = scores(in_percent(rows), "dice").set_index("arm")["mean"]
+    means = 100 * scores(rows, "dice").set_index("arm")["mean"]
     axes = {"experts_local", "experts_global", "group_size"}
     rest = {arm: _without(grid, arm, axes) for arm in means.index}
     alike = [arm for arm in means.index if rest[arm] == rest.get(grid.compared_with)]
