@@ -14,10 +14,11 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 from homelib import ModelConfig, Settings, cli  # noqa: E402
 from homelib.config import override, preset  # noqa: E402
-from homelib.data.demo import phantom_cases  # noqa: E402
+from homelib.data.demo import DemoData, fetch_demo, phantom_cases  # noqa: E402
 from homelib.data.prepare import PreparedCase, prepare  # noqa: E402
 
 
@@ -60,6 +61,18 @@ def smoke() -> Settings:
 def phantoms(own_cache):
     """Two synthetic CTs of 48 voxels a side as files: phantom-a, phantom-c."""
     return phantom_cases()
+
+
+@pytest.fixture(scope="session")
+def real_demo(own_cache, tmp_path_factory) -> DemoData:
+    """The demo's scans, fetched once for all workers (82 MB) into a folder that goes with the session; a test that asks for it is marked `network`."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared
+    with FileLock(shared / "demo.lock"):
+        data = fetch_demo(cache=shared / "demo-cache")
+    if not data.real:
+        pytest.skip(f"the demo's scans cannot be fetched: {data.message}")
+    return data
 
 
 @pytest.fixture(scope="session")

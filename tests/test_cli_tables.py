@@ -12,6 +12,7 @@ def grid(tmp_path):
     """The folder of a grid of two arms and two seeds."""
     arms = {"released": (0.5, 0.52), "layernorm": (0.4, 0.43)}
     about = {"fold": "a-to-c", "role": "test", "method": "MambaHoME", "case": "ct-c", "class": "liver", "metric": "dice"}
+    about |= {"reference_voxels": 9, "predicted_voxels": 9}
     lines = [{"run": f"{arm}_seed{seed}", "arm": arm, "seed": seed, **about, "value": values[seed]} for arm, values in arms.items() for seed in (0, 1)]
     pd.DataFrame(lines).to_csv(tmp_path / "results.csv", index=False)
     took = [{"run": line["run"], "arm": line["arm"], "seed": line["seed"], "training_seconds": 60 + line["seed"], "steps_gib": None} for line in lines]

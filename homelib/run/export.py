@@ -20,7 +20,8 @@ from ..data.manifest import Manifest, as_yaml, load_manifest
 from ..errors import UserError
 from .checkpoint import build_network, load_weights, save_weights
 from .folder import Run
-from .metrics import EMPTY_RULE, LESIONS, metric_of
+from .footer import footer
+from .metrics import LESIONS, metric_of
 from .mixture import label_space
 from .pairs import read_rows
 from .to_onnx import write_onnx
@@ -198,8 +199,8 @@ def _measured(run: Run) -> str:
     units = [f"{name} [{metric_of(name).unit}]" if metric_of(name).unit != "1" else name for name in metrics]
     lines = [["class", *units], ["---"] * (1 + len(metrics))]
     lines += [[name.replace("_", " "), *(f"{value:.3f}" for value in values)] for name, values in zip(means.index, means.to_numpy(), strict=True)]
-    head = f"Means over {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}. {EMPTY_RULE}"
-    return "\n".join([head, "", *("| " + " | ".join(line) + " |" for line in lines)])
+    head = f"Means over {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}."
+    return "\n".join([head, "", *("| " + " | ".join(line) + " |" for line in lines), "", *(f"- {line}" for line in footer(rows, metrics))])
 
 
 def _text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from .evaluate import COLUMNS, evaluate
 from .metrics import FULL, LESIONS, NSD, metric_of
 from .record import stem
 
+LEAST = ("case", "class", "metric", "value", "reference_voxels", "predicted_voxels")  # columns of rows, for means that say what they hide
 _DECORATION = re.compile(r"(_0000|[_-](label|labels|seg|segmentation|mask|gt|pred|prediction))$", re.IGNORECASE)
 
 
@@ -199,7 +200,7 @@ def _indices(volume: np.ndarray, path: Path, classes: int) -> np.ndarray:
     return whole.astype(np.uint8 if classes <= 256 else np.uint16, copy=False)
 
 
-def read_rows(path: Path, *, columns: Sequence[str] = ("case", "class", "metric", "value")) -> pd.DataFrame:
+def read_rows(path: Path, *, columns: Sequence[str] = LEAST) -> pd.DataFrame:
     """The tidy CSV again, ids as text. Raises UserError: no such file, no CSV, `columns` missing, no rows, a value that is no number, an unknown metric."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; `home evaluate` writes it.")

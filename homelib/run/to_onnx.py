@@ -19,7 +19,7 @@ OPSET = 18  # that the exporter works in
 def write_onnx(network: nn.Module, settings: Settings, path: Path) -> Path:
     """Write the network for input `image` (1, C, *patch) float32, intensities windowed, to `logits` (1, classes, *patch).
 
-    Raises UserError where the extra `onnx` is not installed.
+    Raises UserError: the extra `onnx` is not installed, or the network has an operator that the exporter cannot write.
     """
     try:
         import onnx  # noqa: F401  the exporter's
@@ -31,15 +31,27 @@ def write_onnx(network: nn.Module, settings: Settings, path: Path) -> Path:
         if hasattr(module, "backend"):
             module.backend = "numba"  # whose operator is translated
     backends.resolve("numba", "cpu", torch.float32)  # tried now: while the network is traced it could not be
-    program = torch.onnx.export(
-        network.cpu().eval(),
-        (torch.zeros(1, settings.model.in_channels, *settings.data.patch_voxels),),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=["logits"],
-        custom_translation_table={torch.ops.homelib.selective_scan_cpu.default: selective_scan},
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            network.cpu().eval(),
+            (torch.zeros(1, settings.model.in_channels, *settings.data.patch_voxels),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            custom_translation_table={torch.ops.homelib.selective_scan_cpu.default: selective_scan},
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"--to onnx: {settings.network} cannot be written: {_reason(error)}; expected operators that ONNX has. Take --to bundle or --to hub instead."
+        ) from None
     program.save(str(path), external_data=False)
     return path
+
+
+def _reason(error: Exception) -> str:
+    """What the exporter says at the bottom of its causes, the first line of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}".rstrip(". ")

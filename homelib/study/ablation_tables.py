@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from ..run.footer import footer
 from ..run.metrics import metric_of
 from .paper_tables import TITLES, as_printed, notes
 from .printed import Printed
@@ -52,14 +53,14 @@ def ablation_table(
     if costs is not None:
         for column in costs:
             cells[column] = [_number(value) for value in costs[column].reindex(arms)]
-    told: tuple[str, ...] = ()
+    told = footer(rows, measured, by="arm")
     if paper is not None:
         printed = as_printed(paper)
         if unknown := [row for arm, row in paper_rows.items() if arm in arms and row not in printed.index]:
             raise UserError(f"paper {paper}: no row {unknown[0]!r}, expected one of {'; '.join(printed.index)}.")
         for column in printed:
             cells[f"paper: {column}"] = [_number(printed.loc[paper_rows[arm], column]) for arm in arms]
-        told = tuple(f"Paper, {note}." for note in notes(paper))
+        told = (*told, *(f"Paper, {note}." for note in notes(paper)))
     marks = marks.reindex(columns=cells.columns, fill_value="")
     about = f" and the paper's Table {paper[1:]} ({TITLES[paper]})" if paper is not None else ""
     return Printed(cells, marks, f"Mean over runs, with its 95 % interval{about}", told)

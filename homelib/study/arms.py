@@ -33,12 +33,6 @@ def how_made(grid: Grid, folder: Path | None) -> str:
     return f"{grid.name}: made by {made['command']}; home ablate collect {grid.name}. {took}. {made['environment']}"
 
 
-def in_percent(rows: pd.DataFrame) -> pd.DataFrame:
-    """Dice in percent: the other rows are left out."""
-    rows = rows[rows["metric"] == "dice"]
-    return rows.assign(value=100 * rows["value"])
-
-
 def costs(rows: pd.DataFrame, grid: Grid, folder: Path) -> pd.DataFrame:
     """Index arm, as the rows have them; parameters M and GFLOPs of a forward pass over one patch, and, means over runs, training s and peak GiB (the most
     memory while it trained): by `runs.csv`, as far as it tells. Parameters and FLOPs are counted here where it does not.
@@ -60,19 +54,21 @@ def costs(rows: pd.DataFrame, grid: Grid, folder: Path) -> pd.DataFrame:
 
 def costs_and_scores(rows: pd.DataFrame, grid: Grid, folder: Path) -> pd.DataFrame:
     """Index arm; mean Dice in percent with its interval (mean, low, high), and the costs that are known."""
-    table = scores(in_percent(rows), "dice").set_index("arm")[["runs", "mean", "low", "high"]]
+    found = scores(rows, "dice").set_index("arm")
+    table = found[["runs"]].join(100 * found[["mean", "low", "high"]])
     return table.join(costs(rows, grid, folder).dropna(axis="columns", how="all"))
 
 
 def beside_baseline(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Each arm's paired difference to the baseline in points of Dice, as `scores.differences` gives it."""
-    return differences(in_percent(rows), "dice", against=grid.compared_with)
+    table, columns = differences(rows, "dice", against=grid.compared_with), ["difference", "low", "high"]
+    return table.assign(**{name: 100 * table[name] for name in columns})
 
 
 def experts_and_groups(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Mean Dice in percent of the arms that differ from the baseline in numbers of experts (rows, both levels) and group sizes (columns) alone, both from
     the smallest on; NaN where no arm has both."""
-    means = scores(in_percent(rows), "dice").set_index("arm")["mean"]
+    means = 100 * scores(rows, "dice").set_index("arm")["mean"]
     rest = {arm: grid.settings(arm).model_dump(mode="json", exclude={"model": SIZES}) for arm in means.index}
     models = {arm: grid.settings(arm).model for arm in means.index if rest[arm] == rest.get(grid.compared_with)}
     cells = {((model.experts_local, model.experts_global), model.group_size): means[arm] for arm, model in models.items()}

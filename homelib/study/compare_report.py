@@ -8,15 +8,13 @@ import pandas as pd
 from rich.console import Console
 
 from ..errors import UserError
-from ..run.conventions import counts
+from ..run.footer import footer
 from ..run.metrics import metric_of
 from ..run.pairs import read_rows
 from .comparison import BASELINES
-from .evaluation_report import labels_told, print_definitions
+from .evaluation_report import labels_told
 from .statistics import FEWEST, by_case, compare, intervals, ranking, seeds
-from .tables_told import print_table
-
-COLUMNS = ("case", "class", "metric", "value", "reference_voxels", "predicted_voxels")
+from .tables_told import print_lines, print_table
 
 
 def gather(methods: list[str]) -> pd.DataFrame:
@@ -35,7 +33,7 @@ def gather(methods: list[str]) -> pd.DataFrame:
         if name in unnamed or (seen[name] and not given):
             raise UserError(f"{told}: found the name {name} again, expected NAME=PATH for each: two names for two methods, one name for two seeds of one.")
         unnamed |= set() if given else {name}
-        rows = read_rows(path / "metrics.csv" if path.is_dir() else path, columns=COLUMNS)
+        rows = read_rows(path / "metrics.csv" if path.is_dir() else path)
         if "role" in rows:  # a run's own metrics.csv, with baselines beside the network and the training patient beside the test patient
             rows = rows[(rows["role"] == "test") & ~rows["method"].isin(BASELINES)]
             if rows.empty:
@@ -83,12 +81,9 @@ def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, again
         for pair, line in tests[tests["p"].isna()].iterrows():
             told = f"{line['differ']} of {line['cases']} cases differ, and a two-sided test cannot reach 0.05 with fewer than {FEWEST}"
             console.print(f"No p value for {pair}: {told}.", highlight=False, markup=False)
-    of_metric = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
-    told = {method: counts(part) for method, part in of_metric.groupby("method", sort=False)}
-    print_table(pd.DataFrame(told).T.rename_axis("method"), "structures: how many there are, how many are missed, how many found where there are none", console)
     if rows["seed"].nunique() > 1:
         print_table(seeds(rows, metric).set_index("method"), "seeds: seed_sd between the seeds' means, case_sd between the cases", console)
-    print_definitions([metric], console)
+    print_lines(footer(rows[rows["metric"] == metric], [metric]), console)
     if about.worst is not None:
         console.print(
             "Where one method is rightly empty and another is not, the first counts as the best value here, else the pair would drop out.", highlight=False

@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..run.folder import Run
+from ..run.footer import footer
 from .tables import dice_table
+from .tables_told import print_lines
 from .workbook import Executed
 
 TITLES = {"test": "the patient that the network never saw", "train": "the patient it was trained on"}
@@ -27,7 +29,7 @@ def report(folder: Path, done: Sequence[Executed], console: Console) -> None:
 
 
 def print_dice(run: Run, console: Console) -> None:
-    """The run's Dice tables, test patient first."""
+    """The run's Dice tables, test patient first, each with its footer."""
     for role, title in TITLES.items():
         table = dice_table(run.metrics, role=role)
         origins = ", ".join(dict.fromkeys(table.pop("label origin")[:-1]))
@@ -37,3 +39,4 @@ def print_dice(run: Run, console: Console) -> None:
             cells = (f"{v:.1f}" if isinstance(v, float) else str(v) for v in row)
             shown.add_row(name.replace("_", " "), *cells, style="bold" if name == "mean" else "")
         console.print(shown)
+        print_lines(footer(run.metrics[(run.metrics["role"] == role) & (run.metrics["metric"] == "dice")], ["dice"]), console)

@@ -14,12 +14,20 @@ from ..data.parallel import default_workers
 from ..errors import UserError
 from ..run.conventions import CONVENTIONS, OVERLAPS, averaged, convention_of, counts
 from ..run.evaluate import COLUMNS
-from ..run.metrics import DIAGONAL, EMPTY_RULE, LESIONS, metric_of
+from ..run.footer import footer
+from ..run.metrics import EMPTY_RULE, LESIONS
 from ..run.named import meaning
 from ..run.pairs import Measure, find_pairs, measure_pairs, read_rows, write_rows
-from .tables_told import print_table, three_places
+from .tables_told import print_lines, print_table, three_places
 
 SHOWN = ("dice", "iou", "hd95", "asd", "sensitivity", "precision", "volume_error")
+DETECTION = (  # what its numbers mean
+    "lesions: connected pieces of the reference (26 neighbours); found: those of which the prediction covers a tenth or more; spurious: pieces of the "
+    "prediction of which less than a tenth lies in the reference",
+    "lesion sensitivity: found / lesions; lesion precision: predicted pieces that are not spurious / all of them",
+    "patients: one with a voxel of the class in the reference has it, and a single predicted voxel calls a patient positive, wherever it lies; "
+    "low, high: Wilson's 95 % interval",
+)
 
 
 def evaluate_files(
@@ -120,38 +128,24 @@ def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole else float("nan")
 
 
-def definitions(metrics: list[str]) -> list[str]:
-    """A line a metric: unit, direction, best and worst, definition."""
-    lines = []
-    for metric in map(metric_of, metrics):
-        direction = {True: "higher is better", False: "lower is better", None: "a fact" if metric.best is None else "nearer the best is better"}
-        ends = (
-            ""
-            if metric.best is None
-            else f", best {metric.best:g}"
-            + ("" if metric.worst is None else ", worst the image's diagonal" if metric.worst == DIAGONAL else f", worst {metric.worst:g}")
-        )
-        lines.append(f"{metric.name} [{metric.unit}]: {metric.definition} ({direction[metric.higher_is_better]}{ends})")
-    return lines
-
-
 def print_evaluation(rows: pd.DataFrame, console: Console, *, convention: str = "own", data_set: str | None = None) -> None:
     """The summary of the rows, under a convention where one is asked for, with definitions, rule and counts."""
     cases = rows["case"].nunique()
     if convention == "own":
         table, title = summary(rows), f"mean over {cases} cases, {labels_told(rows)}; own convention: {CONVENTIONS['own'].definition}"
+        shown, rule = set(table), EMPTY_RULE
     else:
         chosen = convention_of(convention, data_set=data_set)
         flat = averaged(rows, chosen)
         table = flat.pivot_table(index="class", columns="metric", values="value", sort=False, dropna=False)
         told = flat.drop_duplicates("class").set_index("class")[["references", "missed", "spurious"]]
         table, title = pd.concat([told, table], axis=1), f"{cases} cases, {labels_told(rows)}; convention {chosen.name}: {chosen.definition}"
+        shown, rule = {*OVERLAPS, chosen.distance_metric}, "as the convention says."
     print_table(table, title, console, number=three_places)
     if not (found := detection(rows)).empty:
-        print_table(found.T.rename_axis("detection"), "lesions (a piece is found where a tenth of it is covered) and patients", console, number=three_places)
-    shown = set(rows["metric"]) if convention == "own" else {*OVERLAPS, chosen.distance_metric}
-    measured = [name for name in dict.fromkeys(rows["metric"]) if name in shown]
-    print_definitions([name for name in measured if name in table or name not in LESIONS], console, rule=convention == "own")
+        print_table(found.astype(object).T.rename_axis("detection"), "lesions and patients", console, number=three_places)
+        print_lines(DETECTION, console)
+    print_lines(footer(rows, [name for name in dict.fromkeys(rows["metric"]) if name in shown], rule=rule), console)
 
 
 def labels_told(rows: pd.DataFrame) -> str:
@@ -160,9 +154,3 @@ def labels_told(rows: pd.DataFrame) -> str:
         return "labels of an origin that is not told"
     number = rows.drop_duplicates(["case", "label_origin"])["label_origin"].value_counts(sort=False)
     return "labels " + (number.index[0] if len(number) == 1 else ", ".join(f"{origin} ({count})" for origin, count in number.items()))
-
-
-def print_definitions(metrics: list[str], console: Console, *, rule: bool = True) -> None:
-    """What each number means, and what an empty mask counts; rule: as ours, else as a convention has it."""
-    for line in (*definitions(metrics), f"Empty masks: {EMPTY_RULE if rule else 'as the convention says.'}"):
-        console.print(line, highlight=False, markup=False)

@@ -18,7 +18,7 @@ from ..run.metrics import metric_of
 from .comparison import BASELINES
 from .statistics import compare, compared, holm
 
-COLUMNS = ("arm", "seed", "fold", "case", "class", "metric", "value")
+COLUMNS = ("arm", "seed", "fold", "case", "class", "metric", "value", "reference_voxels", "predicted_voxels")
 LEVEL = 0.05
 BEST, ALIKE = "best", "alike"
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..run.folder import Run
+from ..run.footer import footer
 from .ablation_tables import ablation_table
 from .arms import costs as costs_of_arms
 from .grids import Grid, load_grid
@@ -50,7 +51,8 @@ def run_tables(folder: Path) -> list[Printed]:
     for role, told in (("test", "a patient it never saw"), ("train", "the patient it was trained on")):
         table = dice_table(run.metrics, role=role)
         cells = table.map(lambda value: "-" if pd.isna(value) else f"{value:.1f}" if isinstance(value, float) else str(value))
-        tables.append(Printed.plain(cells, f"{run.name}: Dice in percent on {told}"))
+        notes = footer(run.metrics[(run.metrics["role"] == role) & (run.metrics["metric"] == "dice")], ["dice"])
+        tables.append(Printed.plain(cells, f"{run.name}: Dice in percent on {told}", notes))
     return tables
 
 

@@ -1,6 +1,6 @@
 """A table on the command line: rounded numbers, and where it is wider than the terminal its columns in several tables, never a number broken in two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,13 @@ def three_digits(value: float) -> str:
 
 
 def three_places(value: float) -> str:
-    """Counts as they are, other numbers to a thousandth."""
-    return "-" if np.isnan(value) else f"{value:.0f}" if value == int(value) and abs(value) >= 2 else f"{value:.3f}"
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def print_lines(lines: Iterable[str], console: Console) -> None:
+    """As they are: what looks like markup is text."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
 
 
 def print_table(table: pd.DataFrame, title: str, console: Console, *, number: Callable[[float], str] = three_digits) -> None:

@@ -343,11 +343,9 @@ def test_ultrasound_phantoms_and_none_for_mri(tmp_path):
 
 
 @pytest.mark.network
-def test_the_real_demo():
-    """The pinned files themselves: what environment.md measured. Fetches 82 MB unless they are in the cache."""
-    data = demo.fetch_demo(progress=True)
-    if not data.real:
-        pytest.skip(f"neither in the cache nor to be fetched: {data.message}")
+def test_the_real_demo(real_demo):
+    """The pinned files themselves: what environment.md measured."""
+    data = real_demo
     assert list(data.cases) == ["ct-a", "ct-c", "mr-spine"]
     ct = load_manifest("demo_ct")
     label = nibabel.load(data.cases["ct-a"].label)

@@ -23,6 +23,7 @@ from homelib.run.inputs import find_inputs
 from homelib.run.mixture import label_space
 from homelib.run.packed import load, segment
 from homelib.run.predict_all import Ensemble, predict_all
+from homelib.run.to_onnx import write_onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,8 @@ def run(smoke, tmp_path_factory):
     settings.save(run.settings_file)
     torch.manual_seed(0)
     save_weights(build_network(settings), run.weights_file, settings)
-    rows = [{"case": "ct-c", "role": "test", "method": "MambaHoME", "label_origin": "REF", "class": "liver", "metric": "dice", "value": 0.875}]
+    row = {"case": "ct-c", "role": "test", "method": "MambaHoME", "label_origin": "REF", "class": "liver", "metric": "dice", "value": 0.875}
+    rows = [row | {"reference_voxels": 9, "predicted_voxels": 8}]
     pd.DataFrame(rows).to_csv(run.metrics_file, index=False)
     return run
 
@@ -90,12 +92,25 @@ def test_the_hub_folder_has_weights_settings_and_a_card_that_says_what_was_measu
 
 def test_the_card_has_every_metric_and_cases_whose_ids_are_numbers(run, tmp_path):
     own = shutil.copytree(run.folder, tmp_path / "run")
-    rows = ["case,method,class,metric,value"]
-    rows += [f"00{case},labels,liver,{metric},{value}" for case in (1, 2) for metric, value in (("dice", 0.5 * case), ("hd95", 4))]
+    rows = ["case,method,class,metric,value,reference_voxels,predicted_voxels"]
+    rows += [f"00{case},labels,liver,{metric},{value},9,9" for case in (1, 2) for metric, value in (("dice", 0.5 * case), ("hd95", 4))]
     (own / "metrics.csv").write_text("\n".join(rows) + "\n")
     card = (export(Run(own), "hub", tmp_path / "hub") / "README.md").read_text()
-    for words in ("2 test cases (001, 002), labels UNSTATED", "| class | dice | hd95 [mm] |", "| liver | 0.750 | 4.000 |"):
+    told = ["2 test cases (001, 002), labels UNSTATED", "| class | dice | hd95 [mm] |", "| liver | 0.750 | 4.000 |"]
+    for words in (*told, "- dice [1]: 2 |P and R|", "- Structures: 2 in the references"):
         assert words in card
+
+
+def test_a_network_that_onnx_has_no_operator_for_is_one_line(smoke, tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (it is in the extra dev)")
+
+    class Eigenvalues(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x[..., :2, :2]).real
+
+    with pytest.raises(UserError, match=r"^--to onnx: MambaHoME cannot be written: DispatchError: No ONNX function found for [^\n]*linalg_eig[^\n]*--to hub"):
+        write_onnx(Eigenvalues(), smoke, tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_onnx_graph_computes_what_the_network_computes(run, tmp_path):

@@ -225,9 +225,10 @@ def test_each_metric_is_one_row_and_a_tolerance_is_a_length():
 
 
 def test_rows_are_read_as_they_were_written(tmp_path):
-    rows = pd.DataFrame([{"case": "007", "class": "liver", "metric": "dice", "value": 0.1 + 0.2}])
+    rows = pd.DataFrame([{"case": "007", "class": "liver", "metric": "dice", "value": 0.1 + 0.2, "reference_voxels": 9, "predicted_voxels": 8}])
     assert read_rows(write_rows(rows, tmp_path / "metrics.csv")).equals(rows)
-    for content, told in (("a,b\n1,2\n", "no column case, class, metric, value"), ("case,class,metric,value\n", "no rows"), ("", "cannot be read as a CSV")):
+    head = "case,class,metric,value,reference_voxels,predicted_voxels\n"
+    for content, told in (("a,case\n1,2\n", "no column class, metric, predicted_voxels, "), (head, "no rows"), ("", "cannot be read as a CSV")):
         (tmp_path / "other.csv").write_text(content)
         with pytest.raises(UserError, match=rf"other\.csv: {told}"):
             read_rows(tmp_path / "other.csv")

@@ -21,6 +21,7 @@ from homelib.run import predict_all as predict_all_module
 from homelib.run.checkpoint import build_network, save_weights
 from homelib.run.inputs import find_inputs, find_part, manifest_for, suffix_of
 from homelib.run.named import class_names_of
+from homelib.run.native import NativeLabels
 from homelib.run.predict import keep_largest_pieces, predict_label, predict_probabilities, to_native
 from homelib.run.predict_all import Ensemble, predict_all
 
@@ -187,6 +188,26 @@ def test_an_ensemble_is_the_mean_of_its_logits_and_a_folder_of_folds_is_one(runs
         Ensemble.of([runs[0], joint])
     with pytest.raises(UserError, match="--accelerator: found 'gpu', expected auto, cpu"):
         Ensemble.of(runs, accelerator="gpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("mirror", [False, True])
+def test_labels_on_a_gpu_are_those_on_the_cpu(mirror, runs, prepared, settings, monkeypatch):
+    """But for voxels where two classes are alike to the last digits; with the sums in the GPU's memory, and in the CPU's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # ten bits of a number are not the CPU's 23
+    both = {name: Ensemble.of(runs, accelerator=name).with_prediction(mirror=mirror) for name in ("cpu", "cuda")}
+    expected = predict_label(both["cpu"].networks, prepared, both["cpu"].settings)
+    assert len(np.unique(expected)) > 2
+    assert (predict_label(both["cuda"].networks, prepared, both["cuda"].settings) != expected).mean() < 1e-3
+    windows = predict_module.windows_of(prepared, settings)
+    how = {"device": torch.device("cuda"), "accumulate_on": torch.device("cpu")}
+    label = NativeLabels(prepared, windows.axis)
+    with torch.inference_mode():
+        for first_row, rows in predict_module.case_rows(both["cuda"].networks, prepared, both["cuda"].settings, windows, **how):
+            assert rows.device.type == "cpu"
+            label.add(first_row, rows)
+    assert (label.label != expected).mean() < 1e-3
 
 
 def test_probability_maps_agree_with_the_labels(runs, scans, tmp_path):

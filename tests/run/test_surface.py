@@ -1,13 +1,13 @@
 """Surface distances against MONAI on whole volumes, DeepMind's package where it is installed, brute force, and by hand."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 
+from homelib.data.manifest import load_manifest
+from homelib.data.prepare import read_array
 from homelib.run import surface
 from homelib.run.evaluate import evaluate
 from homelib.run.nearest import nearest_mm
@@ -58,17 +58,65 @@ def test_the_share_within_a_tolerance_agrees_with_monais_subvoxel_surface_dice(s
 @pytest.mark.parametrize("spacing_mm", SPACINGS, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_surfels_agree_with_deepminds_surface_distance(seed, spacing_mm):
-    try:
-        deepmind = importlib.import_module("surface_distance")
-    except ImportError as error:
-        pytest.skip(f"{error}: pip install surface-distance (it is in the extra dev)")
-    P, R = blobs(seed), blobs(seed + 10)
+    deepmind = pytest.importorskip("surface_distance", reason="surface-distance is not installed (it is in the extra dev)")
+    assert_as_deepmind(deepmind, blobs(seed), blobs(seed + 10), spacing_mm)
+
+
+def assert_as_deepmind(deepmind, P, R, spacing_mm):
     theirs, ours = deepmind.compute_surface_distances(R, P, spacing_mm), surface.surfel_distances(P, R, spacing_mm)
     assert surface.hausdorff95(ours) == pytest.approx(deepmind.compute_robust_hausdorff(theirs, 95), abs=1e-3)
     assert surface.within(ours, 2.0) == pytest.approx(deepmind.compute_surface_dice_at_tolerance(theirs, 2.0), abs=1e-3)
     from_reference, from_predicted = deepmind.compute_average_surface_distance(theirs)  # theirs are two; ours is their mean by area
     areas = theirs["surfel_areas_gt"].sum(), theirs["surfel_areas_pred"].sum()
     assert surface.average(ours) == pytest.approx(np.average([from_reference, from_predicted], weights=areas), abs=1e-3)
+
+
+# ---------------------------------------------------------------- real masks
+
+REAL = {  # of ct-a: predicted and reference structure, and by how many voxels the first is moved
+    "liver, moved": ("liver", "liver", (2, -3, 1)),
+    "bone, moved": ("bone", "bone", (1, 0, -1)),  # many pieces, thin, and cut by the border
+    "aorta for the vena cava": ("aorta", "inferior_vena_cava", (0, 0, 0)),
+    "kidneys for the spleen": ("kidneys", "spleen", (0, 0, 0)),
+}
+
+
+@pytest.fixture(scope="module")
+def real_pair(real_demo):
+    """By name of `REAL`: both masks (D, H, W) bool, and the spacing in mm, here of thick slices, so that the axes are not alike."""
+    case, manifest = real_demo.cases["ct-a"], load_manifest("demo_ct")
+    label, _ = read_array(case.label, what="label")
+    label = manifest.merge(label)
+
+    def pair(name):
+        predicted, reference, step = REAL[name]
+        P, R = (label == manifest.class_names.index(which) for which in (predicted, reference))
+        return np.roll(P, step, (0, 1, 2)), R, (0.8, 1.1, 3.0)
+
+    return pair
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", REAL)
+def test_real_masks_are_measured_as_by_monai(name, real_pair):
+    P, R, spacing_mm = real_pair(name)
+    masks = [torch.from_numpy(mask)[None, None] for mask in (P, R)]
+    about = {"spacing_mm": spacing_mm, "class_names": ("background", "x"), "case": name, "method": "", "label_origin": "MODEL"}
+    table = evaluate(P.astype(np.uint8), R.astype(np.uint8), metrics=("dice", "hd95_voxels", "nsd_2mm"), **about)
+    found = dict(zip(table["metric"], table["value"], strict=True))
+    assert found["dice"] == pytest.approx(compute_dice(*masks).item(), abs=1e-3)
+    monai = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing_mm)).item()
+    assert found["hd95_voxels"] == pytest.approx(monai, abs=1e-3)
+    monai = compute_surface_dice(*masks, [2.0], include_background=True, spacing=list(spacing_mm), use_subvoxels=True).item()
+    assert found["nsd_2mm"] == pytest.approx(monai, abs=1e-3)
+    assert found["hd95_voxels"] > 1  # they are apart
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", REAL)
+def test_real_masks_are_measured_as_by_deepmind(name, real_pair):
+    deepmind = pytest.importorskip("surface_distance", reason="surface-distance is not installed (it is in the extra dev)")
+    assert_as_deepmind(deepmind, *real_pair(name))
 
 
 def test_two_plates_by_hand():

@@ -1,6 +1,7 @@
 """`home evaluate PRED REF`: the CSV, the tables with their counts, and the exit status."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from homelib.errors import UserError
-from homelib.study.evaluation_report import definitions, detection, evaluate_files, evaluate_rows, labels_told, summary
+from homelib.run.footer import definitions
+from homelib.study.evaluation_report import detection, evaluate_files, evaluate_rows, labels_told, summary
 
 
 @pytest.fixture
@@ -48,6 +50,11 @@ def test_tables_counts_and_rows(folders, capsys):
     assert "mean over 3 cases, labels UNSTATED; own convention" in out
     for words in ("references", "missed", "spurious", "Empty masks: Both masks empty: no number", "dice [1]: 2 |P and R|", "worst the image's diagonal"):
         assert words in out
+    assert "Structures: 4 in the references, 0 missed, 1 spurious." in out
+    assert re.search(r"│ spurious lesions +│ 1 +│\n.*lesion sensitivity +│ 0\.500", out)  # a count is no 1.000
+    assert "found: those of which the prediction covers a tenth or more" in out
+    assert "a single predicted voxel calls a patient positive" in out
+    assert {line.split(" [")[0] for line in out.splitlines() if re.match(r"\w+ \[", line)} == set(table) - {"references", "missed", "spurious"}
     with pytest.raises(UserError, match=r"metrics.csv: exists already"):
         evaluate_files(*folders, console, **ASKED)
 
@@ -68,7 +75,7 @@ def test_rows_are_averaged_again_without_being_measured_again(convention, distan
     measured, before = capsys.readouterr().out, csv.read_bytes()
     evaluate_rows(csv, Console(width=250), data=None, convention=convention)
     again = capsys.readouterr().out
-    assert measured.startswith(again)
+    assert again in measured
     assert csv.read_bytes() == before
     defined = [line.split(" ")[0] for line in again.splitlines() if " [" in line and line.startswith(("dice", "iou", "hd95", "asd"))]
     assert sorted(defined) == sorted(["dice", "iou", *distances])  # what is shown is defined, and nothing else

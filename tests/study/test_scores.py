@@ -17,7 +17,7 @@ def rows(values: dict[str, dict[int, float]], *, metric: str = "dice", cases: in
     for arm, seeds in values.items():
         for seed, value in seeds.items():
             for case in range(cases):
-                about = {"arm": arm, "seed": seed, "fold": fold, "case": f"case-{case}", "metric": metric}
+                about = {"arm": arm, "seed": seed, "fold": fold, "case": f"case-{case}", "metric": metric, "reference_voxels": 9, "predicted_voxels": 9}
                 found += [about | {"class": c, "value": v} for c, v in (("background", 9.0), ("liver", value + 0.1), ("spleen", value - 0.1))]
     return pd.DataFrame(found)
 
@@ -146,6 +146,10 @@ def test_ours_stands_beside_the_papers():
     assert table.marks["dice %"].tolist() == ["best", ""]
     assert (table.marks.drop(columns="dice %") == "").all(axis=None)
     assert any("87.5 for the same configuration" in note for note in table.notes)
+    assert table.notes[0].startswith("dice [1]: 2 |P and R|")
+    assert table.notes[1].startswith("Empty masks: Both masks empty: no number")
+    told = "6 in the references, 0 missed, 0 spurious"  # two structures in each of three runs
+    assert table.notes[2] == f"Structures: released: {told}; worse: {told}."
 
 
 @pytest.fixture

@@ -3,8 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from homelib.run.folder import Run
+from homelib.run.metrics import EMPTY_RULE
+from homelib.study.demo_report import print_dice
 from homelib.study.tables import best_median_worst, dice_table, distance_table, means, to_markdown
+from homelib.study.tables_report import run_tables
 
 NAN = float("nan")
 VOXELS = {"liver": 1000, "spleen": 200, "kidneys": 0, "aorta": 50}
@@ -44,6 +49,25 @@ def metrics() -> pd.DataFrame:
     distances["predicted_voxels"] = [900, 100, 30, 0]
     nowhere = distances.iloc[:1].assign(**{"class": "stomach", "value": NAN, "reference_voxels": 0, "predicted_voxels": 0})
     return pd.concat([test, distances, nowhere, train], ignore_index=True)
+
+
+def test_what_is_printed_of_a_run_says_what_its_numbers_mean_and_what_a_mean_hides(metrics, tmp_path, capsys):
+    """On the command line and in every form: definition, rule, counts by method."""
+    metrics.to_csv(tmp_path / "metrics.csv", index=False)
+    (tmp_path / "settings.json").write_text("{}")
+    print_dice(Run(tmp_path), Console(width=500))
+    out = capsys.readouterr().out
+    counted = "3 in the references, 0 missed, 1 spurious"
+    expected = [
+        "dice [1]: 2 |P and R| / (|P| + |R|) (higher is better, best 1, worst 0)",
+        f"Empty masks: {EMPTY_RULE}",
+        f"Structures: MambaHoME: {counted}; untrained network: {counted}; all background: {counted}.",
+    ]
+    assert [line for line in out.splitlines() if line.startswith(("dice [", "Empty", "Structures"))][:3] == expected
+    test, train = run_tables(tmp_path)
+    assert list(test.notes) == expected
+    assert train.notes[-1] == f"Structures: {counted}."
+    assert all(line in test.markdown() for line in expected)
 
 
 def test_dice_is_in_percent_by_class_and_method_in_the_order_of_the_rows(metrics):
