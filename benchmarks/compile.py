@@ -15,11 +15,11 @@ TOKENS = (32_768, 4_096, 512, 64)  # of the stages, at 64^3
 WAYS = {"as it is": {"compiled": False}, "compiled": {"compiled": True}}
 
 
-def compiled(stages: list[int], *, runs: int, threads: int, tokens: tuple[int, ...] = TOKENS, compiler: str = "inductor") -> dict:
+def compiled(stages: list[int], *, runs: int, threads: int) -> dict:
     """Rows by stage and way."""
     rows = []
     for stage in stages:
-        case = {"kind": "block", "stage": stage, "tokens": tokens[stage - 1], "backward": False, "runs": runs, "compiler": compiler, "in_turn": WAYS}
+        case = {"kind": "block", "stage": stage, "tokens": TOKENS[stage - 1], "backward": False, "runs": runs, "in_turn": WAYS}
         done = in_process(case, threads=threads)
         rows += [{"what": way, "peer": way, "stage": stage} | done.get(way, done) for way in WAYS]
     told_compiled(rows, f"A layer of the paper's network at 64^3, forward, float32, {threads} threads")

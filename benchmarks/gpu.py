@@ -23,6 +23,7 @@ from benchmarks.measure import PATIENCE_SECONDS, in_process, save, table
 BUDGET_SECONDS = 470
 LEAST_SECONDS = 20  # that a case is begun with: its process alone takes some ten
 TYPES = ("float32", "bfloat16")
+MONAIS = ("SwinUNETR (48)", "SegResNet (32)", "DynUNet (32)")
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,23 @@ class Scale:
     sides: tuple[int, ...]
     width: int
     runs: int
+    warm_up: int
     compiler: str
+    others: tuple[str, ...]  # networks of MONAI; the first wants 64 voxels a side
+
+    @property
+    def often(self) -> dict:
+        """Runs and warm-up of what takes milliseconds."""
+        return {"runs": self.runs, "warm_up": self.warm_up}
+
+    @property
+    def seldom(self) -> dict:
+        """Of what takes seconds: half as many runs, five at least where anything is measured."""
+        return {"runs": -(-self.runs // 2), "warm_up": self.warm_up}
 
 
-FULL = Scale("cuda:0", {"batch": 2, "channels": 96, "state": 16}, STAGE_TOKENS, 4_096, 96, 224, (32, 48, 64, 96, 128), 48, 10, "inductor")
-CHECK = Scale("cpu", {"batch": 1, "channels": 3, "state": 2}, (300, 100, 60, 40), 40, 32, 40, (16, 32), 4, 1, "aot_eager")
+FULL = Scale("cuda:0", {"batch": 2, "channels": 96, "state": 16}, STAGE_TOKENS, 4_096, 96, 224, (32, 48, 64, 96, 128), 48, 10, 3, "inductor", MONAIS)
+CHECK = Scale("cpu", {"batch": 1, "channels": 3, "state": 2}, (300, 100, 60, 40), 40, 32, 40, (16, 32), 4, 1, 1, "aot_eager", MONAIS[1:])
 
 
 class Bench:
@@ -79,7 +92,7 @@ def scan(bench: Bench) -> list[dict]:
         (fast, bench.scale.tokens[0], "bfloat16", False),
         (slow, bench.scale.short, "float32", False),
     ):
-        case = {"kind": "scan", "backward": backward, "tokens": tokens, "dtype": dtype, "runs": bench.scale.runs, "warm_up": 2, **bench.scale.scan}
+        case = {"kind": "scan", "backward": backward, "tokens": tokens, "dtype": dtype, **bench.scale.often, **bench.scale.scan}
         rows += bench.rows(case, {peer: {"peer": peer} for peer in peers}, tokens=tokens, dtype=dtype, backward=backward)
     for row in rows:
         name = "mamba_ssm's CUDA kernel" if row["peer"] == "homelib mamba_ssm" else row["peer"]
@@ -101,9 +114,9 @@ def step(bench: Bench) -> list[dict]:
         "ours, float32": ours | {"dtype": "float32"},
         "ours, bfloat16, channels_last": ours | half | {"channels_last": True},
         "ours, bfloat16, checkpointing": ours | half | {"checkpointing": True},
-        **{f"{name}, bfloat16": {"which": name} | half for name in ("SwinUNETR (48)", "SegResNet (32)", "DynUNet (32)")},
+        **{f"{name}, bfloat16": {"which": name} | half for name in bench.scale.others},
     }.items():
-        done = bench.run({"kind": "step", "size": bench.scale.side, "batch": 2, "warm_up": 3, "runs": max(1, bench.scale.runs // 2), **case})
+        done = bench.run({"kind": "step", "size": bench.scale.side, "batch": 2, **bench.scale.seldom, **case})
         if "held_mib" in done.get("detail", {}):  # a process a case: with weights and optimiser
             done["peak_mib"] = done["detail"]["held_mib"]
         rows.append({"what": name, "peer": name} | done)
@@ -118,8 +131,8 @@ def home(bench: Bench) -> list[dict]:
     rows = []
     ways = {f"{way}, {dtype}": differs | {"dtype": dtype} for dtype in TYPES for way, differs in HOME_WAYS.items()}
     for stage in (4, 3, 2, 1):
-        case = {"kind": "home", "stage": stage, "tokens": bench.scale.tokens[stage - 1], "backward": True, "batch": 2, "warm_up": 2}
-        rows += bench.rows(case | {"runs": bench.scale.runs}, ways, stage=stage)
+        case = {"kind": "home", "stage": stage, "tokens": bench.scale.tokens[stage - 1], "backward": True, "batch": 2}
+        rows += bench.rows(case | bench.scale.often, ways, stage=stage)
     for row in rows:
         row["peer"], row["dtype"] = row["what"].split(", ")
         row["what"] = f"stage {row['stage']}, {row['what']}"
@@ -132,8 +145,8 @@ def network(bench: Bench) -> list[dict]:
     """A forward pass of a patch: types, and the memory format of the convolutions."""
     ours = {"which": "MambaHoME", "width": bench.scale.width}
     ways = {f"{dtype}{', channels_last' if last else ''}": ours | {"dtype": dtype, "channels_last": last} for dtype in TYPES for last in (False, True)}
-    ways |= {f"{name}, bfloat16": {"which": name, "dtype": "bfloat16"} for name in ("SwinUNETR (48)", "SegResNet (32)", "DynUNet (32)")}
-    rows = bench.rows({"kind": "network", "size": bench.scale.side, "runs": bench.scale.runs, "warm_up": 2}, ways)
+    ways |= {f"{name}, bfloat16": {"which": name, "dtype": "bfloat16"} for name in bench.scale.others}
+    rows = bench.rows({"kind": "network", "size": bench.scale.side, **bench.scale.often}, ways)
     ratios(rows, "bfloat16", ())
     table(f"Forward pass, {bench.scale.side}^3, batch 1", rows, ["what", "seconds", "peak_mib", "times slower", "times memory"])
     return rows
@@ -144,7 +157,7 @@ def compiled(bench: Bench) -> list[dict]:
     rows = []
     for stage in (1, 3):
         case = {"kind": "block", "stage": stage, "tokens": bench.scale.tokens[stage - 1], "backward": True, "dtype": "bfloat16"}
-        case |= {"compiler": bench.scale.compiler, "runs": bench.scale.runs}
+        case |= {"compiler": bench.scale.compiler, **bench.scale.often}
         rows += bench.rows(case, {"as it is": {"compiled": False}, "compiled": {"compiled": True}}, stage=stage)
     told_compiled(rows, f"A layer, forward and backward, bfloat16, {bench.scale.side}^3")
     return rows
@@ -162,7 +175,7 @@ def told_compiled(rows: list[dict], title: str) -> None:
 
 def prediction(bench: Bench) -> list[dict]:
     """Labels of a whole scan by sliding windows."""
-    case = {"kind": "prediction", "size": bench.scale.scan_size, "patch": bench.scale.side, "width": bench.scale.width, "runs": max(1, bench.scale.runs // 2)}
+    case = {"kind": "prediction", "size": bench.scale.scan_size, "patch": bench.scale.side, "width": bench.scale.width, **bench.scale.seldom}
     rows = bench.rows(case, {dtype: {"dtype": dtype} for dtype in TYPES})
     ratios(rows, "float32", ())
     table(f"Prediction of {bench.scale.scan_size}^3 voxels, windows of {bench.scale.side}^3", rows, ["what", "seconds", "peak_mib", "times slower"])
@@ -171,13 +184,12 @@ def prediction(bench: Bench) -> list[dict]:
 
 def scaling(bench: Bench) -> list[dict]:
     """Exponents of time and memory of scan, HoME and network in the number of tokens or voxels."""
-    more = {"runs": max(1, bench.scale.runs // 2), "warm_up": 2}
     cases = {
-        "scan, forward and backward": {"kind": "scan", "peer": "homelib triton", "backward": True, **bench.scale.scan, "batch": 1} | more,
-        "HoME of stage 1, forward": {"kind": "home", "stage": 1, "looped": False, "backward": False} | more,
-        "network, forward, bfloat16": {"kind": "network", "which": "MambaHoME", "width": bench.scale.width, "dtype": "bfloat16"} | more,
+        "scan, forward and backward": {"kind": "scan", "peer": "homelib triton", "backward": True, **bench.scale.scan, "batch": 1},
+        "HoME of stage 1, forward": {"kind": "home", "stage": 1, "looped": False, "backward": False},
+        "network, forward, bfloat16": {"kind": "network", "which": "MambaHoME", "width": bench.scale.width, "dtype": "bfloat16"},
     }
-    return scaled(cases, bench.scale.sides, bench.run)
+    return scaled({what: case | bench.scale.seldom for what, case in cases.items()}, bench.scale.sides, bench.run)
 
 
 PARTS: dict[str, Callable[[Bench], list[dict]]] = {

@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -166,6 +167,26 @@ def test_constraints_leave_the_torch_build_to_the_machine():
     pinned = pins()
     assert pinned["torch"].local is None, "a build tag such as +cpu would keep a GPU machine from its CUDA build"
     assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("python", ["3.12", "3.13"])
+def test_the_pins_are_what_another_python_would_get(python):
+    """Resolved and not installed; a wheel's metadata is all that is fetched. The Python of this environment has the pins already."""
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
+    command = [uv, "pip", "compile", "pyproject.toml", "--extra", "dev", "-c", "constraints-cpu.txt", "--no-header", "--no-annotate"]
+    done = subprocess.run([*command, "--python-version", python], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    if done.returncode and "No solution found" not in done.stderr:
+        pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    found = {canonicalize_name(r.name): r.specifier for r in map(Requirement, done.stdout.splitlines())}
+    pinned = pins()
+    assert requirements("dev").keys() <= found.keys()
+    strangers = {name for name in found if name not in pinned and not name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert strangers == set()
+    assert {name: spec for name, spec in found.items() if name in pinned and not spec.contains(pinned[name])} == {}
 
 
 SCRIPTS = ["Makefile", "scripts/make_env.sh", "scripts/make_lock.sh", "scripts/make_peers.sh", "scripts/make_wheels.sh", ".ci/run"]

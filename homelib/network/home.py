@@ -21,7 +21,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ..errors import at_least_one
-from .order import Grid, check_tokens, gathered, groups_of, scattered
+from .order import Grid, check_tokens, fill_of, gathered, groups_of, scattered
 
 
 class HoME(nn.Module):
@@ -91,7 +91,7 @@ class HoME(nn.Module):
         if order is not None:
             x, padded = gathered(x, order)
             return x, x.mean(2), padded
-        lacking = -x.shape[1] % self.group_size
+        lacking = fill_of(x.shape[1], self.group_size)
         padded = None
         if lacking:
             padded = torch.arange(x.shape[1] + lacking, device=x.device) >= x.shape[1]
@@ -127,7 +127,7 @@ class HoME(nn.Module):
             return z
         n = z.shape[1]
         z = self.global_norm(z)
-        z = F.pad(z, (0, 0, 0, -n % self.global_router.experts))
+        z = F.pad(z, (0, 0, 0, fill_of(n, self.global_router.experts)))
         dispatch, combine = self.global_router(z, n)  # (B, n, E, P) each
         slots = torch.einsum("bnep,bnd->ebpd", dispatch, z)
         y = self.global_experts(rearrange(slots, "e b p d -> e (b p) d"))

@@ -26,6 +26,15 @@ def check_tokens(x: Tensor, channels: int) -> None:
         raise UserError(f"input: found shape {tuple(x.shape)}, expected (B, L, {channels}) with at least one item and token.")
 
 
+def fill_of(n: int, multiple: int) -> int:
+    """How many more make a multiple: -n % multiple, written so that PyTorch's compiler takes it for lengths that vary (2.13 fails on a negative number).
+
+    >>> [fill_of(n, 4) for n in (0, 1, 4, 7)]
+    [0, 3, 0, 1]
+    """
+    return (multiple - n % multiple) % multiple
+
+
 @lru_cache(maxsize=64)  # a handful of grids a network: its stages, for each patch
 @undisturbed()  # a table that is kept must not be one of the moment's: of inference, or of a count of operations
 def groups_of(order: str, grid: Grid | None, group_size: int, device: str = "cpu") -> Tensor:

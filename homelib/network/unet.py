@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import ModelConfig
 from ..errors import UserError
 from .layers import InstanceNorm, PointwiseConv, keep_channels_last
-from .order import Grid
+from .order import Grid, fill_of
 from .parts import home_of, mixer_of
 
 STRIDE = 16  # of the deepest stage, over the input
@@ -175,7 +175,7 @@ class SegMamba(_UShapedNetwork):
 
 def pad(x: Tensor) -> Tensor:
     """Zeros at the end of each axis up to a multiple of 16; the smallest cube gets one longer axis, for a norm needs more than one voxel."""
-    lacking = [-size % STRIDE for size in x.shape[2:]]
+    lacking = [fill_of(size, STRIDE) for size in x.shape[2:]]
     if all(size <= STRIDE for size in x.shape[2:]):
         lacking[-1] += STRIDE
     return F.pad(x, [n for size in reversed(lacking) for n in (0, size)]) if any(lacking) else x

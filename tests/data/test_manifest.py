@@ -71,7 +71,7 @@ def test_the_origin_of_a_label_is_its_cases_own_before_the_data_sets():
     assert {case: demo.origin_of(case) for case in ("ct-a", "ct-c", "phantom-a", "phantom-c", "another")} == {
         "ct-a": "MODEL", "ct-c": "UNSTATED", "phantom-a": "SYNTHETIC", "phantom-c": "SYNTHETIC", "another": demo.label_origin,
     }  # fmt: skip
-    assert load_manifest("demo_us_phantom").origin_of("phantom-us") == "SYNTHETIC"
+    assert load_manifest("demo_us_phantom").origin_of("phantom-us-a") == "SYNTHETIC"
     assert load_manifest("amos_ct").origin_of("amos_0001") == load_manifest("amos_ct").label_origin
 
 
