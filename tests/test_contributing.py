@@ -99,15 +99,18 @@ def test_every_worked_example_does_what_it_says(tmp_path):
             nbformat.write(new_notebook(cells=cells, metadata=python), copy / "notebooks" / f"{SECTIONS[title]}.ipynb")
             steps.append(("python", "\n".join(cell.source for cell in cells if cell.cell_type == "code")))
     (copy / "steps.json").write_text(json.dumps(steps))
-    surroundings = os.environ | {"PYTHONPATH": str(copy), "HOMELIB_CACHE": str(tmp_path / "cache"), "HOMELIB_RUNS": str(tmp_path / "runs")}
+    surroundings = os.environ | {"PYTHONPATH": str(copy), "HOMELIB_CACHE": str(tmp_path / "cache"), "HOMELIB_RUNS": str(tmp_path / "runs"), "COLUMNS": "200"}
     surroundings = {name: value for name, value in surroundings.items() if not name.startswith("PYTEST")}
     done = subprocess.run([sys.executable, "-c", DRIVER], cwd=copy, env=surroundings, capture_output=True, text=True, timeout=800, check=False)
     told = done.stdout + done.stderr
+    print(told)
     assert done.returncode == 0, told[-4000:]
     assert done.stdout.endswith("all of them\n")
-    assert not re.search(r"\d+ deselected in|no tests ran", told), "a command of pytest that runs no test"
-    for command in ("2 cases, no findings", "depth-deep", "at the token itself"):
-        assert command in told, (command, told[-4000:])
+    passed = [int(number) for number in re.findall(r"(\d+) passed", told)]
+    assert len(passed) == sum(text.startswith("python -m pytest") for _, text in steps)
+    assert "skipped" not in told, told[-4000:]
+    for words in ("scans: 2 cases, ", "depth-deep_seed0", "state-8_seed0", "at the token itself"):
+        assert words in told, (words, told[-4000:])
 
 
 def test_each_example_is_there_and_ends_in_a_command_of_its_own():
