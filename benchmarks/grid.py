@@ -19,13 +19,13 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from benchmarks.measure import RESULTS, machine
+from benchmarks.measure import save
 
 HOME = [sys.executable, "-c", "from homelib.cli import main; main()"]
 STEPS = 40
 CHANGES = {"training.steps": STEPS, "training.checkpoint_every": 5, "training.validate_every": 20, "training.accelerator": "cpu"}
 WELL = {"mamba-home": {}, "no-home": {"network": "SegMamba"}, "mlp": {"model.home": "mlp"}}
-LIMIT_MINUTES = 4  # of a run beside an arm that never ends
+PATIENCE = 4  # times the longest undisturbed run: the limit of those beside an arm that never ends
 
 
 def grid(folder: Path, name: str, arms: dict, *, seeds: list[int], folds: list[str]) -> Path:
@@ -42,7 +42,8 @@ def driver(file: Path, *options: str) -> subprocess.Popen:
 
 
 def home(*words: str) -> str:
-    return subprocess.run([*HOME, *words], capture_output=True, text=True, check=False).stdout
+    """Its words, in a window so wide that no name is folded."""
+    return subprocess.run([*HOME, *words], env=os.environ | {"COLUMNS": "300"}, capture_output=True, text=True, check=False).stdout
 
 
 def collected(file: Path) -> pd.DataFrame:
@@ -77,10 +78,12 @@ def killed_and_resumed(folder: Path, *, kills: int, seed: int) -> dict:
     driver(disturbed).wait()
     now = finished(disturbed.with_suffix(""))
     again += sum(now.get(name) != at for name, at in seen.items())
+    records = [json.loads(path.read_text()) for path in undisturbed.with_suffix("").glob("*/ablation.json")]
     histories = [pd.read_csv(path)["step"].tolist() for path in disturbed.with_suffix("").glob("*/history.csv")]
     return {
         "runs": len(now),
         "minutes undisturbed": round(whole / 60, 1),
+        "longest run, minutes": round(max(record["seconds"] for record in records) / 60, 2),
         "killed": moments,
         "finished runs done again": again,
         "every step once": all(steps == list(range(STEPS)) for steps in histories) and len(histories) == len(now),
@@ -88,11 +91,11 @@ def killed_and_resumed(folder: Path, *, kills: int, seed: int) -> dict:
     }
 
 
-def crash_and_hang(folder: Path) -> dict:
+def crash_and_hang(folder: Path, *, limit_minutes: float) -> dict:
     arms = {f"well-{n}": {"training.learning_rate": 0.001 * (1 + n)} for n in range(10)}
     arms |= {"crash": {"training.init_from": "/nowhere/at-all.safetensors"}, "hang": {"training.steps": 1_000_000}}
     file = grid(folder, "troubled", arms, seeds=[0], folds=["a-to-c"])
-    driver(file, "--limit", str(LIMIT_MINUTES)).wait()
+    driver(file, "--limit", str(limit_minutes)).wait()
     status = " ".join(home("ablate", "status", str(file.with_suffix(""))).split())
     told = [line for line in ("crash_seed0_a-to-c", "at-all.safetensors", "hang_seed0_a-to-c", "wall-clock limit") if line in status]
     return {"finished": len(finished(file.with_suffix(""))), "of": len(arms), "status tells": told}
@@ -102,10 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given, load = parser.parse_args(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        found = {"killed": killed_and_resumed(Path(folder), kills=given.kills, seed=given.seed), "crash and hang": crash_and_hang(Path(folder))}
-    (RESULTS / "grid.json").write_text(json.dumps({"machine": machine(), "steps a run": STEPS} | found, indent=1) + "\n")
+        found = {"killed": killed_and_resumed(Path(folder), kills=given.kills, seed=given.seed)}
+        found["crash and hang"] = crash_and_hang(Path(folder), limit_minutes=PATIENCE * found["killed"]["longest run, minutes"])
+    save("grid", {"load before": round(load, 2), "steps a run": STEPS} | found)
     print(json.dumps(found, indent=1))
     killed, troubled = found["killed"], found["crash and hang"]
     well = killed["same table, bit for bit"] and killed["every step once"] and not killed["finished runs done again"] and len(killed["killed"]) == given.kills

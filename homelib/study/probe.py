@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Arms = Mapping[str, tuple[Mapping[str, Any], str | int | None]]  # arm -> the changes of a run of it, and its fold
 
 PROCESS_GIB = 1.2  # of a run before its training: kernel, PyTorch, MONAI, and the process that executes the notebooks
-NOTEBOOK_SECONDS = 30  # of one core: two kernels, what they import, tables
+NOTEBOOK_SECONDS = 18  # of one core: two kernels, what they import, tables; measured of a run of the smoke profile without figures
 FIGURES_SECONDS = 105  # of one core: the pictures of notebooks 03 and 04 on the demo's scans
 AWAY = 2  # voxels by which a prediction is taken to be off, to time its distances: surfaces as smooth as those of the reference
 
@@ -36,10 +36,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Scans:
-    """Whole scans that a run looks at. validation: of each. shown: predicted for pictures alone. measured: predicted on their own grids, and measured."""
+    """Whole scans that a run looks at. validation: of each. once: for pictures, and where experts look at the start. measured: those that are predicted on
+    their own grids, and measured."""
 
     validation: int
-    shown: int
+    once: int
     measured: int
 
 
@@ -61,11 +62,12 @@ def memory_gib(profile: str, arms: Arms, *, data: Mapping[str, str] | None = Non
 
 def scans_of(settings: Settings, *, data: Mapping[str, str], figures: bool) -> Scans:
     """How many whole scans a run predicts. On data sets all cases that it was not trained on are measured, on the demo both patients; there each
-    validation predicts the patient that is trained on, and routes it once more where the network has experts."""
+    validation predicts the patient that is trained on, and where the network has experts traces them too, as before the first step."""
     if data:
         most = settings.training.validation_cases_most or len(settings.data.validation_cases)
         return Scans(min(len(settings.data.validation_cases), most), 0, len({*settings.data.validation_cases, *settings.data.test_cases}))
-    return Scans(1 + (not settings.untraced), 2 if figures else 0, 2)  # shown: in notebook 03, and by the untrained network in 04
+    experts = int(not settings.untraced)
+    return Scans(1 + experts, experts + (2 if figures else 0), 2)  # pictures: in notebook 03, and by the untrained network in 04
 
 
 def _apart(function, *given: Any) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _probe(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None,
         measured = _measured(probabilities, cases[0]) if measured is None else measured  # the same for every arm, but for what a poor network predicts
         patches = 0.0 if config.workers else step.patch_seconds * config.batch_size * config.accumulate
         training = config.steps * (step.step_seconds + patches)
-        predicted = math.ceil(config.steps / config.validate_every) * scans.validation + scans.shown + scans.measured
+        predicted = math.ceil(config.steps / config.validate_every) * scans.validation + scans.once + scans.measured
         seconds = training + predicted * scan + scans.measured * measured + beside
         found[arm] = Probe(seconds, PROCESS_GIB + needed_gib(settings))
     return found

@@ -8,7 +8,8 @@ from torch import nn
 
 from ..config import Settings
 from ..data.prepare import PreparedCase
-from ..run.predict import device_of, memory_estimate, window_at
+from ..run.needed import predicting
+from ..run.predict import device_of, window_at
 from .association import Association, information_table, lift_table
 from .balance import LAYER, balance, use_of_experts
 from .expert_maps import Layer, RoutingMaps, experts_of, maps_bytes
@@ -105,8 +106,8 @@ def memory(
     if shifts and case.label is not None:
         parts["shifts"] = 4 * (most + 3) * whole
     if knock_out:
-        of_prediction = memory_estimate(case, settings)
-        parts["knock-out"] = 4 * settings.model.out_channels * whole + of_prediction["buffer"] + 2 * of_prediction["window"]
+        of_prediction = predicting(case.image.shape, case.native_shape, settings)
+        parts["knock-out"] = 4 * settings.model.out_channels * whole + of_prediction["buffer"] + 2 * of_prediction["windows"]
     return parts
 
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 
-from homelib import UserError
+from homelib import UserError, paths
 from homelib.data import cohort
 from homelib.data.cohort import case_path, open_all, prepare_all
 from homelib.data.layouts import find_cases
@@ -384,7 +384,7 @@ def test_killed_at_ten_random_moments_nothing_finished_is_lost_and_the_end_is_th
     assert cut_short >= 3
     run(many, out)
     assert contents(out) == contents(tmp_path / "undisturbed")
-    assert not [path.name for path in out.iterdir() if cohort._PART.fullmatch(path.name)]
+    assert not [path.name for path in out.iterdir() if paths._PART.fullmatch(path.name)]
 
 
 # A process that has imported everything and starts, for each line on its input, a copy of itself that prepares: so a kill falls into the work.
@@ -432,7 +432,7 @@ def test_killed_with_all_its_workers_nothing_finished_is_lost_and_the_end_is_the
     assert cut_short >= KILLS - 1
     run(many, out, workers=2)
     assert contents(out) == contents(tmp_path / "undisturbed")
-    assert not [path.name for path in out.iterdir() if cohort._PART.fullmatch(path.name)]
+    assert not [path.name for path in out.iterdir() if paths._PART.fullmatch(path.name)]
 
 
 # ---------------------------------------------------------------- names, and who is at work

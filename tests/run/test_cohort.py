@@ -81,7 +81,7 @@ def amos22(tmp_path, monkeypatch):
             (tmp_path / folder).mkdir()
             for number in ids:
                 (tmp_path / folder / f"amos_{number:04}.nii.gz").touch()
-    monkeypatch.setattr(module, "open_all", lambda cases, folder: [SimpleNamespace(case=case, spacing_mm=(1.5, 1.5, 1.5)) for case in cases])
+    monkeypatch.setattr(module, "open_all", lambda cases, folder: [SimpleNamespace(case=case, spacing_mm=(1.5, 1.5, 1.5), low_pass=True) for case in cases])
     return tmp_path
 
 

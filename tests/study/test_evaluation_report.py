@@ -90,7 +90,7 @@ def test_one_pair_that_cannot_be_measured_is_one_line(folders, capsys):
     nib.save(nib.Nifti1Image(np.zeros((9, 9, 8), np.uint8), np.eye(4)), reference)
     with pytest.raises(UserError, match=r"^[^\n]*ill\.nii\.gz: found 9x9x9 and 9x9x8 voxels[^\n]*$"):
         evaluate_files(predicted, reference, Console(width=250), **ASKED)
-    assert capsys.readouterr().out == ""
+    assert len(capsys.readouterr().out.splitlines()) == 1  # as what the references are read
 
 
 def test_labels_of_several_origins_are_counted():

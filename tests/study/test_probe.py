@@ -13,14 +13,14 @@ DATA = {"amos_ct": "/data"}
 
 
 def test_scans_that_a_run_looks_at_on_the_demo_are_two_measured_and_more_with_pictures(smoke):
-    assert scans_of(smoke, data={}, figures=False) == Scans(validation=2, shown=0, measured=2)  # predicted, and routed
-    assert scans_of(smoke, data={}, figures=True) == Scans(validation=2, shown=2, measured=2)
-    assert scans_of(override(smoke, {"network": "SegMamba"}), data={}, figures=False).validation == 1
+    assert scans_of(smoke, data={}, figures=False) == Scans(validation=2, once=1, measured=2)  # predicted, and traced; at the start too
+    assert scans_of(smoke, data={}, figures=True) == Scans(validation=2, once=3, measured=2)
+    assert scans_of(override(smoke, {"network": "SegMamba"}), data={}, figures=False) == Scans(validation=1, once=0, measured=2)
 
 
 def test_on_a_data_set_every_case_that_is_not_trained_on_is_measured():
     names = {"data.train_cases": ("a",), "data.validation_cases": ("b", "c"), "data.test_cases": ("d", "e", "f")}
-    assert scans_of(override(preset("paper"), names), data=DATA, figures=True) == Scans(validation=2, shown=0, measured=5)
+    assert scans_of(override(preset("paper"), names), data=DATA, figures=True) == Scans(validation=2, once=0, measured=5)
 
 
 def test_the_seconds_of_a_run_are_those_of_its_parts(monkeypatch, own_cache):
@@ -32,7 +32,7 @@ def test_the_seconds_of_a_run_are_those_of_its_parts(monkeypatch, own_cache):
     monkeypatch.setattr(module, "_measured", lambda probabilities, case: 7.0)
     changes = {"training.steps": 10, "training.batch_size": 2, "training.validate_every": 3, "training.accelerator": "cpu"}
     found = module._probe("smoke", {"home": (changes, "c-to-a"), "none": (changes | {"network": "SegMamba"}, "a-to-c")}, {}, None, False)
-    assert found["home"].seconds == 10 * (2 + 2 * 0.5) + 4 * 2 * 3 + 2 * (3 + 7) + NOTEBOOK_SECONDS
+    assert found["home"].seconds == 10 * (2 + 2 * 0.5) + (4 * 2 + 1) * 3 + 2 * (3 + 7) + NOTEBOOK_SECONDS
     assert found["none"].seconds == 10 * (2 + 2 * 0.5) + 4 * 1 * 3 + 2 * (3 + 7) + NOTEBOOK_SECONDS
     assert found["home"].gib > found["none"].gib > PROCESS_GIB
 
@@ -48,6 +48,7 @@ def test_a_real_probe_of_the_smallest_run_tells_more_for_more_steps(own_cache):
 
 def test_a_plan_tells_runs_fingerprints_and_minutes(home, monkeypatch):
     asked = {}
+    monkeypatch.setenv("COLUMNS", "200")  # so that no name is folded
 
     def probe(profile, arms, *, data, cores, **more):
         asked.update(profile=profile, cores=cores, **more)
