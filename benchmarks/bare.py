@@ -75,6 +75,7 @@ def stand_in() -> types.ModuleType:
     module = types.ModuleType("pydantic", "A stand-in of benchmarks/bare.py.")
     vars(module).update(
         BaseModel=BaseModel, Field=Field, ConfigDict=dict, PositiveInt=int, PositiveFloat=float,
-        model_validator=lambda **_: lambda method: method, field_validator=lambda *_, **__: lambda method: method, ValidationError=type("ValidationError", (Exception,), {}),
+        model_validator=lambda **_: lambda method: method, field_validator=lambda *_, **__: lambda method: method,
+        ValidationError=type("ValidationError", (Exception,), {}),
     )  # fmt: skip
     return module
