@@ -110,7 +110,6 @@ class Measure:
     predicted_names: tuple[str, ...] = ()
     reference_names: tuple[str, ...] = ()
     method: str = "prediction"
-    label_origin: str = "UNSTATED"
     metrics: tuple[str, ...] = FULL
     tolerances_mm: tuple[float, ...] = (1.0, 2.0, 3.0)
     lesion_classes: tuple[str, ...] = ()
@@ -176,7 +175,7 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
         class_names=how.class_names,
         case=pair.case,
         method=how.method,
-        label_origin=manifest.origin_of(pair.case) if manifest else how.label_origin,
+        label_origin=manifest.origin_of(pair.case) if manifest else "UNSTATED",
         metrics=how.all_metrics,
         lesion_classes=how.lesion_classes,
         background=True,

@@ -59,7 +59,6 @@ def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
             manifest.reference,
             predicted_names=predicted_names_of(run.predictions, manifest),
             method=settings.network,
-            label_origin=manifest.label_origin,
             metrics=METRICS,
             tolerances_mm=(),
         )
