@@ -13,6 +13,8 @@ from scipy.optimize import isotonic_regression
 
 from .routed import Routed, Voxel, expert_colours
 
+MOST_NAMED = 12  # curves of a panel: more names would lie over each other
+
 
 def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
     """Expert by class: how much more than its average an expert weighs within a class (log2 of the lift).
@@ -122,12 +124,14 @@ def _panels(count: int, what: str) -> tuple[Figure, list[Axes]]:
 
 
 def _curves(ax: Axes, curves: pd.DataFrame, colours: Sequence[str], *, even: float | None) -> None:
-    """A curve a column over the steps, its name at its end; dashed: `even`."""
-    reach = np.ptp(np.append(curves.to_numpy(), 0))
-    heights = _apart(curves.iloc[-1].to_numpy(), least=min(0.055, 0.9 / len(colours)) * reach)
-    for (name, curve), colour, height in zip(curves.items(), colours, heights, strict=True):
+    """A curve a column over the steps, its name at its end, of many those that end farthest from zero; dashed: `even`."""
+    ends, reach = curves.iloc[-1], np.ptp(np.append(curves.to_numpy(), 0))
+    named = ends[ends.index.isin(ends.abs().nlargest(MOST_NAMED).index)]
+    heights = dict(zip(named.index, _apart(named.to_numpy(), least=0.055 * reach), strict=True))
+    for (name, curve), colour in zip(curves.items(), colours, strict=True):
         ax.plot(curve.index, curve, color=colour, lw=1.4, marker="o", ms=2.5)
-        ax.annotate(str(name), (curve.index[-1], height), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center", color=colour)
+        if name in heights:
+            ax.annotate(str(name), (curve.index[-1], heights[name]), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center", color=colour)
     if even is not None:
         ax.axhline(even, color="#888888", lw=0.8, ls="--")
     ax.spines[["top", "right"]].set_visible(False)

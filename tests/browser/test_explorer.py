@@ -51,7 +51,7 @@ def workplace(tmp_path_factory) -> Path:
     trained(demo_run("smoke", folder=folder / "demo"), progress=False)
     (source,) = (path for path in notebooks() if path.stem.startswith("06"))
     notebook = nbformat.read(source, as_version=4)
-    values = {"profile": "smoke", "folder": str(folder / "demo")}
+    values = {"profile": "smoke", "folder": str(folder / "demo"), "viewer": True}
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
@@ -141,6 +141,10 @@ def drag_slider(page, share: float) -> None:
     page.mouse.up()
 
 
+def choose(page, control: str, option: str) -> None:
+    page.locator(".widget-dropdown", has_text=control).locator("select").select_option(label=option)
+
+
 def look_into(page, workplace: Path, name: str) -> None:
     """All that a person does with the explorer, each step compared with the arrays."""
     page.locator(".home-canvas").first.wait_for(timeout=WAIT)
@@ -188,9 +192,11 @@ def look_into(page, workplace: Path, name: str) -> None:
     box = canvas.bounding_box()
     page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
     page.get_by_text(f"Voxel {voxel}").first.wait_for()
-    told = page.locator(".home-bars").first.inner_text()
-    for bar in (bar for group in logic.bars(cases[0], replace(state, voxel=voxel)).values() for bar in group):
-        assert re.search(rf"{bar.name}\s+{bar.share:.3f}", told), told
+    for panel, case in enumerate(cases):
+        told, groups = page.locator(".home-bars").nth(panel).inner_text(), logic.bars(case, replace(state, voxel=voxel))
+        assert set(groups) == {"level 1, experts", "level 1, slots", "level 2, experts"}
+        for bar in (bar for group in groups.values() for bar in group):
+            assert re.search(rf"{bar.name}\s+{bar.share:.3f}", told), told
     page.screenshot(path=screenshot(name), full_page=False)
 
     page.keyboard.press("ArrowRight")  # the canvas has the focus since it was clicked
@@ -199,6 +205,11 @@ def look_into(page, workplace: Path, name: str) -> None:
     wait_for_slice(page, index + 1)
     assert slider_value(page) == index + 1
 
+    for stage in (1, 0):  # a slot of another stage, and back
+        choose(page, "Stage", str(stage))
+        choose(page, "Weight of", "slot 1")
+        page.wait_for_timeout(500)
+        check(replace(state, index=index + 1, stage=stage, channel=("slot", 1)))
     page.get_by_role("button", name="winner").click()
     page.wait_for_timeout(500)
     check(replace(state, index=index + 1, show="winner"))

@@ -360,6 +360,14 @@ def test_names_at_the_ends_of_curves_lie_apart_in_the_order_of_the_curves():
     assert np.mean(heights) == pytest.approx(np.mean(shares)), "as many moved down as up"
 
 
+def test_of_many_curves_the_largest_are_named():
+    shares = np.linspace(0.01, 0.2, 20)
+    table = pd.DataFrame([{"step": step, "stage": 0, "expert": e, "share": share} for step in (0, 10) for e, share in enumerate(shares)])
+    ax = routing_charts.utilisation_curves(table, title="Use").axes[0]
+    assert len(ax.lines) == 21
+    assert [text.get_text() for text in ax.texts] == [str(e) for e in range(8, 20)]
+
+
 def test_lifts_over_training_have_a_panel_a_class_and_a_curve_an_expert():
     table = pd.concat([lifts().assign(step=0), lifts().assign(step=100, lift=[4.0, 0.0, 1.0, 1.0])])
     table = pd.concat([table, table.assign(**{"class": "background", "lift": 1.0})])
