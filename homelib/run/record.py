@@ -48,7 +48,7 @@ class Record:
 
     @classmethod
     def open(cls, out: Path, *, by: dict, data: Sequence[str]) -> "Record":
-        """What is there, or an empty one; of a file that is gone, an empty one.
+        """What is there, or an empty one; a file that is gone may be predicted by others.
 
         Args:
             out: folder or file of labels.
@@ -59,9 +59,9 @@ class Record:
             UserError: a damaged record, or one of other networks or settings.
         """
         path = place_of(out)
-        if not path.exists() or (is_file(out) and not out.exists()):
+        kept = _read(path) if path.exists() else None
+        if kept is None or (kept["by"] != by and is_file(out) and not out.exists()):
             return cls(path, by, data, {})
-        kept = _read(path)
         if kept["by"] != by:
             differ = ", ".join(name for name in by if kept["by"].get(name) != by[name])
             told = "is a prediction" if is_file(out) else "holds predictions"
