@@ -36,26 +36,41 @@ def rows() -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def test_costs_and_scores_of_the_arms(rows, tmp_path):
+@pytest.fixture
+def counted(monkeypatch) -> list:
+    """In place of a count, which takes a second an arm and is tested in test_costs: experts of level 1 and tokens a group. What was counted."""
+    asked = []
+
+    def costs_of(settings):
+        asked.append(list(settings))
+        lines = {arm: {"parameters M": sum(its.model.experts_local), "GFLOPs": sum(its.model.group_size)} for arm, its in settings.items()}
+        return pd.DataFrame.from_dict(lines, orient="index")
+
+    monkeypatch.setattr("homelib.study.costs.costs_of", costs_of)
+    return asked
+
+
+def test_costs_and_scores_of_the_arms(rows, tmp_path, counted):
     table = costs_and_scores(rows, GRID, tmp_path)
     assert table["mean"].tolist() == pytest.approx([50.25, 60.25, 70.25, 80.25])
     assert (table["low"] < table["mean"]).all()
-    assert table.loc["more", "parameters M"] > table.loc["one", "parameters M"] == table.loc["rate", "parameters M"]
-    assert table.loc["more", "GFLOPs"] > table.loc["one", "GFLOPs"] == table.loc["rate", "GFLOPs"]
+    assert table["parameters M"].tolist() == [8, 16, 8, 8]
+    assert table["GFLOPs"].tolist() == [120, 120, 240, 120]
     pd.DataFrame({"arm": ["one", "one"], "training_seconds": [1.0, 3.0], "steps_gib": [None, None]}).to_csv(tmp_path / "runs.csv", index=False)
     with_costs = costs_and_scores(rows, GRID, tmp_path)
     assert with_costs.loc["one", "training s"] == 2
     assert "peak GiB" not in with_costs
     assert with_costs["GFLOPs"].equals(table["GFLOPs"])
+    assert counted == [list(GRID.arms)] * 2
 
 
-def test_costs_that_were_counted_at_collect_are_not_counted_again(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("homelib.study.costs.costs_of", None)
+def test_costs_that_were_counted_at_collect_are_not_counted_again(rows, tmp_path, counted):
     told = pd.DataFrame({"arm": list(GRID.arms), "parameters_m": [1.0, 2.0, 3.0, 4.0], "gflops": 5.0, "training_seconds": 6.0, "steps_gib": 7.0})
     told.to_csv(tmp_path / "runs.csv", index=False)
     table = costs(rows, GRID, tmp_path)
     assert table.columns.tolist() == ["parameters M", "GFLOPs", "training s", "peak GiB"]
     assert table.loc["more"].tolist() == [2, 5, 6, 7]
+    assert counted == []
 
 
 def test_differences_are_in_points(rows):
