@@ -22,7 +22,7 @@ Arms = Mapping[str, tuple[Mapping[str, Any], str | int | None]]  # arm -> the ch
 
 PROCESS_GIB = 1.2  # of a run before its training: kernel, PyTorch, MONAI, and the process that executes the notebooks
 NOTEBOOK_SECONDS = 18  # of one core: two kernels, what they import, tables; measured of a run of the smoke profile without figures
-FIGURES_SECONDS = 105  # of one core: the pictures of notebooks 03 and 04, and the baselines, on the demo's scans
+FIGURES_SECONDS = 50  # of one core: the pictures of notebooks 03 and 04, and the baselines, on the demo's scans; a run of two steps took 94 s with, 44 without
 AWAY = 2  # voxels by which a prediction is taken to be off, to time its distances: surfaces as smooth as those of the reference
 
 
