@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(bool(NEEDED), reason=f'needs {", ".join(NEEDED)}: pip install -e ".[site]"'),
 ]
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-TABLE = '<style>\n\n th { color: black }\n</style>\n<table>\n'
+TABLE = "<style>\n\n th { color: black }\n</style>\n<table>\n"
 TABLE += '<tr><th class="blank level0">&nbsp;</th><th>Dice</th></tr>\n\n <tr><td>liver</td><td>71.2</td></tr>\n</table>'
 
 

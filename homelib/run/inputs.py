@@ -20,9 +20,7 @@ from . import record
 from .outputs import LABEL_MAP
 
 
-def find_inputs(
-    paths: Sequence[str | Path], manifest: Manifest, *, modality: str | None = None, say: Callable[[str], None] = lambda line: None
-) -> list[Case]:
+def find_inputs(paths: Sequence[str | Path], manifest: Manifest, *, modality: str | None = None, say: Callable[[str], None] = lambda line: None) -> list[Case]:
     """Unlabelled cases of a data set's kind, in order. Ids are the files' names, less their ending and nnU-Net's `_0000`.
 
     Args:

@@ -32,9 +32,7 @@ CPU = torch.device("cpu")
 
 
 @torch.inference_mode()
-def predict_probabilities(
-    network: Network, case: PreparedCase, settings: Settings, *, on_window: Callable[[int], None] = lambda count: None
-) -> np.ndarray:
+def predict_probabilities(network: Network, case: PreparedCase, settings: Settings, *, on_window: Callable[[int], None] = lambda count: None) -> np.ndarray:
     """Class probabilities (classes, D, H, W) float32 on the prepared grid: windows of the training patch, overlapping, blended by a Gaussian.
     `on_window` is called with the number of windows done."""
     windows = windows_of(case, settings)

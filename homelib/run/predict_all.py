@@ -238,4 +238,3 @@ def _shared(a: Settings, b: Settings) -> list[tuple[str, object, object]]:
 
 def _unlabelled(case: Case) -> Case:
     return Case(case.id, case.image, None, case.modality, case.label_origin, case.manifest, case.part)
-

@@ -43,6 +43,7 @@ def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settin
     Returns:
         Columns case, class, dice; None where it was ended.
     """
+
     def look(windows: int) -> None:
         if stop():
             raise _Ended

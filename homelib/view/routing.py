@@ -112,11 +112,16 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
             figure.colorbar(axes[0, column].images[-1], cax=ax, orientation="horizontal")
         else:
             ax.set_axis_off()
-    axes[3, 1].set_xticks(range(len(weights)), [str(e) if len(weights) <= 16 or not e % 4 else "" for e in range(len(weights))])
+    axes[3, 1].set_xticks(range(len(weights)), _every_fourth(len(weights)))
     figure.suptitle(f"{routed.name}, {told(place)}, through {of}{title and '; ' + title}", fontsize=11)
     if routed.label is not None and routed.class_names:
         class_legend(figure, routed.class_names)
     return figure
+
+
+def _every_fourth(experts: int) -> list[str]:
+    """Names of experts beside a scale of colours: all of few, every fourth of many."""
+    return [str(e) if experts <= 16 or not e % 4 else "" for e in range(experts)]
 
 
 def montage(routed: Routed, place: Place, *, expert: int | None = None, plane: str = "axial", slices: int = 12, title: str = "") -> Figure:
@@ -185,16 +190,24 @@ def expert_panel(
     index: int | None = None,
     label: np.ndarray | None = None,
     class_names: Sequence[str] = (),
+    most: int | None = None,
 ) -> Figure:
     """One slice: the image with its classes, the winning expert, the groups, and a heat map of each expert's weight.
 
     Args:
         maps: (E, D, H, W), on the image's grid. Heat ends at the largest weight there is: an even share of 32 experts would be black on a scale to 1.
         groups: (D, H, W) group of every voxel, or None.
+        most: so many experts at most, those with the largest share of the slice; the title tells the largest weight of the others in it.
     """
     index = image.shape[PLANES[plane][0]] // 2 if index is None else index
     experts, reach = len(maps), float(maps.max())
-    panels = 2 + (groups is not None) + experts
+    chosen = list(range(experts))
+    if most is not None and experts > most:
+        here = np.take(maps, index, axis=PLANES[plane][0] + 1).astype(np.float32)
+        order = np.argsort(-here.mean((1, 2)), kind="stable")
+        chosen = sorted(order[:most].tolist())
+        title += f" ({most} of {experts}; none of the others weighs more than {here[order[most:]].max():.2g} here)"
+    panels = 2 + (groups is not None) + len(chosen)
     columns = min(4, panels)
     figure, axes = plt.subplots(-(-panels // columns), columns, figsize=(3.1 * columns, 2.9 * -(-panels // columns) + 0.8), layout="constrained", squeeze=False)
     axes = iter(axes.ravel())
@@ -208,14 +221,15 @@ def expert_panel(
 
     ax = next(axes)
     show_winner(ax, maps, plane, index, **place)
-    figure.colorbar(ax.images[0], ax=ax, ticks=range(experts), shrink=0.8)
+    bar = figure.colorbar(ax.images[0], ax=ax, ticks=range(experts), shrink=0.8)
+    bar.set_ticklabels(_every_fourth(experts))
     ax.set_title("expert with the largest weight", fontsize=9)
 
     if groups is not None:
         ax = next(axes)
         show_groups(ax, groups, plane, index, **place)
         ax.set_title("groups (colours repeat)", fontsize=9)
-    for e in range(experts):
+    for e in chosen:
         ax = next(axes)
         show_heat(ax, image, maps[e], plane, index, limits=limits, reach=reach, **place)
         ax.set_title(f"expert {e}", fontsize=9)

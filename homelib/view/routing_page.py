@@ -1,12 +1,15 @@
-"""The pictures of `home routing`'s page: of every layer three planes through what it is most associated with, every expert in a slice, and the lifts."""
+"""The pictures of `home routing`'s page: of every layer three planes through what it is most associated with, its experts in a slice, and the lifts."""
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from . import plots, routing, routing_charts
 from .routed import Place, Routed
+
+MOST = 13  # experts that are shown in a slice: with scan, winner and groups four lines of four
 
 
 def pictures(routed: Routed, tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
@@ -14,7 +17,7 @@ def pictures(routed: Routed, tables: Mapping[str, pd.DataFrame]) -> Iterator[tup
 
     Args:
         routed: the scan, with groups on the image's grid.
-        tables: `use`, with columns stage, block, level, expert, weight; and `lift`, where there is a label: class, expert, lift and its band.
+        tables: `use`, with columns stage, block, level, expert, weight; and `lift`, where there is a label: class, expert, weight, lift, voxels and its band.
     """
     index = plots.best_slices(routed.label)["axial"] if routed.label is not None else routed.image.shape[2] // 2
     for place, weights in routed.experts.items():
@@ -24,8 +27,8 @@ def pictures(routed: Routed, tables: Mapping[str, pd.DataFrame]) -> Iterator[tup
         through = f"three planes through {routed.class_names[about].replace('_', ' ')}" if about is not None else "three planes through the middle"
         yield f"{name}: {through}, expert {expert}", routing.planes_through(routed, place, expert=expert, about=about)
         shown = {"spacing_mm": routed.spacing_mm, "limits": routed.limits, "index": index, "label": routed.label, "class_names": routed.class_names}
-        caption = f"{name}: every expert in axial slice {index}"
-        yield caption, routing.expert_panel(routed.image, weights, routed.groups.get(place[:2]), title=f"{routed.name}, {caption}", **shown)
+        caption = f"{name}: experts in axial slice {index}"
+        yield caption, routing.expert_panel(routed.image, weights, routed.groups.get(place[:2]), title=f"{routed.name}, {caption}", most=MOST, **shown)
         if lift is not None:
             caption = f"{name}: lift by class"
             yield caption, routing_charts.lift_matrix(lift, title=f"{routed.name}, {name}: lift of each expert in each class")
@@ -36,9 +39,10 @@ def _of(table: pd.DataFrame, place: Place) -> pd.DataFrame:
 
 
 def _most(routed: Routed, use: pd.DataFrame, lift: pd.DataFrame | None) -> tuple[int, int | None]:
-    """The expert to show and the class to go through: the pair with the highest lift; without a label, or any class, the busiest expert and none."""
+    """The expert to show and the class to go through: the pair that adds most to their mutual information, p(class, expert) log lift, for the highest lift of
+    all may be of an expert that is hardly used. Without a label, or any class, the busiest expert and none."""
     inside = lift[lift["class"] != "background"] if lift is not None else pd.DataFrame()
     if inside.empty:
         return int(use.loc[use["weight"].idxmax(), "expert"]), None
-    best = inside.loc[inside["lift"].idxmax()]
+    best = inside.loc[(inside["voxels"] * inside["weight"] * np.log2(inside["lift"].clip(lower=1e-9))).idxmax()]
     return int(best["expert"]), routed.class_names.index(best["class"])

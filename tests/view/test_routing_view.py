@@ -153,7 +153,7 @@ def test_a_viewer_in_3d_has_the_scan_and_the_label_over_it(image, tmp_path):
         in_3d.in_3d(files[0], tmp_path / "nowhere.nii.gz")
 
 
-def test_the_page_goes_through_the_class_that_an_expert_is_most_associated_with(case):
+def test_the_page_goes_through_the_class_and_expert_that_say_most_of_each_other(case):
     case.groups[0, 1] = np.zeros(SHAPE, int)
     tables = {
         "use": pd.DataFrame(
@@ -163,17 +163,19 @@ def test_the_page_goes_through_the_class_that_an_expert_is_most_associated_with(
             {
                 "stage": 0,
                 "block": 1,
-                "level": [1, 1, 1, 2],
-                "class": ["background", "spleen", "liver", "liver"],
-                "expert": [1, 2, 0, 3],
-                "lift": [9.0, 2.0, 1.0, 3.0],
+                "level": [1, 1, 1, 2, 2],
+                "class": ["background", "spleen", "liver", "liver", "spleen"],
+                "expert": [1, 2, 0, 3, 0],
+                "lift": [9.0, 2.0, 1.0, 3.0, 50.0],
+                "weight": [0.5, 0.4, 0.3, 0.3, 1e-4],  # the highest lift of all is of an expert that is hardly used
+                "voxels": [9000, 10, 300, 300, 10],
             }
         ),
     }
     found = dict(routing_page.pictures(case, tables))
     assert list(found)[:3] == [
         "stage 0, block 1, level 1: three planes through spleen, expert 2",
-        "stage 0, block 1, level 1: every expert in axial slice 13",
+        "stage 0, block 1, level 1: experts in axial slice 13",
         "stage 0, block 1, level 1: lift by class",
     ]
     planes, experts, _ = list(found.values())[:3]
@@ -466,6 +468,17 @@ def test_expert_panel_has_a_picture_for_the_image_the_winner_and_every_expert(im
         assert ax.images[-1].get_clim() == (0, maps.max()), "with many experts a scale to 1 is black"
     assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava"}
     assert not [ax for ax in figure.axes if ax.axison and not ax.images and not ax.collections and ax.get_label() != "<colorbar>"], "an empty panel is drawn"
+
+
+def test_of_many_experts_those_with_most_of_the_slice_are_shown(image):
+    maps = np.zeros((20, *SHAPE), np.float16)
+    maps[3, :, :, 10], maps[17, :, :, 10], maps[5, 0, 0, 10], maps[8, :, :, 9] = 0.6, 0.3, 0.04, 1.0
+    figure = routing.expert_panel(image, maps, spacing_mm=SPACING_MM, limits=(0, 1), title="Case x", index=10, most=2)
+    drawn(figure)
+    assert [ax.get_title() for ax in panels(figure)] == ["image", "expert with the largest weight", "expert 3", "expert 17"]
+    assert figure.get_suptitle() == "Case x (2 of 20; none of the others weighs more than 0.04 here)"
+    bar = next(ax for ax in figure.axes if ax.get_label() == "<colorbar>")
+    assert [text.get_text() for text in bar.get_yticklabels() if text.get_text()] == ["0", "4", "8", "12", "16"]
 
 
 def test_every_expert_has_a_colour_of_its_own(image, maps):
