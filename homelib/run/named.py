@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..data.manifest import Manifest, load_manifest
 from ..errors import UserError
 from .outputs import LABEL_MAP
@@ -82,6 +84,12 @@ def predicted_names_of(predicted: Path, manifest: Manifest) -> tuple[str, ...]:
             "Correct the name there, or give a manifest with the classes that were predicted."
         )
     return names
+
+
+def to_classes(volume: np.ndarray, names: tuple[str, ...], class_names: tuple[str, ...]) -> np.ndarray:
+    """Class indices of `names` as those of `class_names`; what has another name is background."""
+    table = np.array([class_names.index(name) if name in class_names else 0 for name in names], np.uint8 if len(class_names) <= 256 else np.uint16)
+    return table[volume]
 
 
 def _of_data(manifest: Manifest, predicted: Path, *, raw: bool, told: str = "") -> Meaning:

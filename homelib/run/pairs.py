@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..paths import written_whole
 from .evaluate import COLUMNS, evaluate
 from .metrics import FULL, LESIONS, NSD, metric_of
+from .named import to_classes
 from .record import stem
 
 LEAST = ("case", "class", "metric", "value", "reference_voxels", "predicted_voxels")  # columns of rows, for means that say what they hide
@@ -183,10 +184,8 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
 
 
 def _renumbered(volume: np.ndarray, path: Path, names: tuple[str, ...], how: Measure) -> np.ndarray:
-    """Class indices of `names` as those of `class_names`; what has another name is background."""
     names = names or how.class_names
-    table = np.array([how.class_names.index(name) if name in how.class_names else 0 for name in names], np.uint8 if len(how.class_names) <= 256 else np.uint16)
-    return table[_indices(volume, path, len(names))]
+    return to_classes(_indices(volume, path, len(names)), names, how.class_names)
 
 
 def _indices(volume: np.ndarray, path: Path, classes: int) -> np.ndarray:

@@ -1,14 +1,11 @@
 """One run measured: the trained network on the patient it never saw and on its own, beside three baselines; predictions as NIfTI."""
 
-from dataclasses import dataclass
-
-import numpy as np
 import pandas as pd
 
 from ..data.cases import the_one
 from ..data.demo import DemoData
 from ..data.manifest import load_manifest
-from ..data.prepare import PreparedCase, read_label, read_oriented
+from ..data.prepare import PreparedCase, read_label
 from ..run.checkpoint import trained_network
 from ..run.evaluate import evaluate
 from ..run.folder import Run, written_whole
@@ -46,28 +43,6 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True) -> pd.DataFrame
     with written_whole(run.metrics_file) as part:
         metrics.to_csv(part, index=False)
     return metrics
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A patient's volumes (D, H, W) turned to RAS+, for figures: image, class indices of the reference, and of each method by its name."""
-
-    image: np.ndarray
-    spacing_mm: tuple[float, float, float]
-    reference: np.ndarray
-    predicted: dict[str, np.ndarray]
-
-    @property
-    def labels(self) -> dict[str, np.ndarray]:
-        return {"reference": self.reference} | self.predicted
-
-
-def shown(run: Run, case: PreparedCase, methods: tuple[str, ...]) -> Shown:
-    """What `measure` has written of a patient by these methods. Raises UserError where it has not."""
-    image, spacing_mm = read_oriented(case.case.image)
-    reference = load_manifest(case.case.manifest).merge(read_oriented(case.case.label)[0])
-    files = {method: run.predictions / f"{case.case.id}_{method.replace(' ', '-')}.nii.gz" for method in methods}
-    return Shown(image, spacing_mm, reference, {method: read_oriented(file)[0].astype(np.uint8) for method, file in files.items()})
 
 
 def _measure(run: Run, role: str, case: PreparedCase, methods: dict) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """One run on prepared data sets, for the grids that name some: trained on the cases of a fold, measured on those that it left out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from ..paths import written_whole
 from ..run.cohort import Cohort, DataSet, cohort
 from ..run.folder import Run
 from ..run.inputs import suffix_of
-from ..run.named import predicted_names_of
+from ..run.named import predicted_names_of, to_classes
 from ..run.pairs import Measure, Pair, measure_pairs
 from ..run.predict_all import Ensemble, predict_all
 from ..run.train import fit
+from .beside import Shown, shown
 from .routing_log import watch_of
 
 METRICS = ("dice", "hd95")
@@ -73,6 +75,18 @@ def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
     with written_whole(run.metrics_file) as part:
         rows.to_csv(part, index=False)
     return rows
+
+
+def shown_on(run: Run, data: Mapping[str, str], case_id: str) -> Shown:
+    """A case as `measured_on` has left it, for figures. Raises UserError for one that it has not measured."""
+    for name, root in data.items():
+        manifest = load_manifest(name)
+        case = next((case for case in find_cases(manifest, root).cases if case.id == case_id and case.label is not None), None)
+        if case is not None and (file := _pair(case, run).predicted).exists():
+            seen = shown(case, {run.settings.network: file})
+            names = predicted_names_of(run.predictions, manifest)  # of the union, where the run has several data sets
+            return replace(seen, predicted={method: to_classes(label, names, seen.class_names) for method, label in seen.predicted.items()})
+    raise UserError(f"{run.predictions}: no prediction of {case_id}; measure the run first.")
 
 
 def _pair(case: Case, run: Run) -> Pair:
