@@ -10,15 +10,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from . import cli_complete as names
+from .cli_help import command, epilog
 from .errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Ablations: the runs of a grid, planned, done, watched, gone on with, and collected into one table.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Ablations: the runs of a grid, planned, done, watched, gone on with, and collected into one table.",
+    epilog=epilog(("home ablate plan laptop-tables", "home ablate run laptop-tables", "home ablate collect laptop-tables")),
+)
 console = Console(soft_wrap=True)
 
-GridName = Annotated[str, typer.Argument(metavar="GRID", help="a grid by name, or the path of its YAML file")]
-Begun = Annotated[str, typer.Argument(metavar="GRID", help="a grid that was begun: its name, its file, or its folder")]
+GridName = Annotated[str, typer.Argument(metavar="GRID", help="a grid by name, or the path of its YAML file", autocompletion=names.grids)]
+Begun = Annotated[str, typer.Argument(metavar="GRID", help="a grid that was begun: its name, its file, or its folder", autocompletion=names.begun)]
 Folder = Annotated[Path | None, typer.Option(help="of the grid's runs; default runs/ablations/NAME")]
-Where = Annotated[str, typer.Option("--executor", help="local: processes on this machine; slurm: an array of jobs")]
+Where = Annotated[
+    str,
+    typer.Option("--executor", help="local: processes on this machine; slurm: an array of jobs", autocompletion=names.one_of("local", "slurm")),
+]
 AtOnce = Annotated[int | None, typer.Option(min=1, help="runs at a time; default as many as fit by cores and memory, or one a GPU")]
 Cores = Annotated[int | None, typer.Option(min=1, help="a run; default 1, beside a GPU its share. The same number gives the same result bit for bit")]
 Limit = Annotated[float | None, typer.Option(help="minutes of wall-clock time a run, after which it has failed; default none")]
@@ -30,7 +39,7 @@ Roots = Annotated[list[Path], typer.Option("--root", help="folder of each data s
 Given = Annotated[list[str], typer.Option("--parameter", "-p", help="parameter of the notebooks, viewer=true; may be repeated")]
 
 
-@app.command()
+@command(app, examples=("home ablate plan laptop-tables", "home ablate plan experts --root amos22 --no-probe  # a grid on a data set, at once"))
 def plan(
     grid: GridName,
     folder: Folder = None,
@@ -60,7 +69,13 @@ def plan(
     print_plan(runs, there, probes, at_once=at_once, console=console)
 
 
-@app.command()
+@command(
+    app,
+    examples=(
+        "home ablate run laptop-tables --limit 15 -p figures=false",
+        "home ablate run experts --root amos22 --executor slurm --slurm partition=gpu --gpus 1",
+    ),
+)
 def run(
     grid: GridName,
     folder: Folder = None,
@@ -87,7 +102,7 @@ def run(
     _go_on(sweep, executor, at_once, cores, gpus, memory, limit, failed, slurm)
 
 
-@app.command()
+@command(app, examples=("home ablate resume laptop-tables --failed  # those that failed too",))
 def resume(
     grid: Begun,
     folder: Folder = None,
@@ -104,7 +119,7 @@ def resume(
     _go_on(_begun(grid, folder), executor, at_once, cores, gpus, memory, limit, failed, slurm)
 
 
-@app.command()
+@command(app, examples=("home ablate status laptop-tables", "home ablate status laptop-tables --watch 5"))
 def status(
     grid: Begun,
     folder: Folder = None,
@@ -126,7 +141,7 @@ def status(
             time.sleep(watch)
 
 
-@app.command()
+@command(app, examples=("home ablate collect laptop-tables",))
 def collect(grid: Begun, folder: Folder = None) -> None:
     """The metrics of all finished runs in one table, results.csv, and what each run took, runs.csv, in the grid's folder."""
     sweep = _begun(grid, folder)
@@ -180,17 +195,19 @@ def _go_on(
 
 @contextlib.contextmanager
 def _drawn_anew() -> Iterator[Callable]:
-    """The table of states, in place on a terminal, else a line at each change."""
-    from .study.ablate_report import states_table, told_by_lines
+    """The table of states and a bar, in place on a terminal, else a line at each change."""
+    from .study.ablate_report import Pace, states_table, told_by_lines
 
     if not sys.stdout.isatty():
         yield told_by_lines(lambda line: say(line))
         return
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
-    most = max(5, console.height - 6)
+    most, pace = max(5, console.height - 7), Pace()
     with Live(console=console, auto_refresh=False) as live:
-        yield lambda rows: live.update(states_table(rows, most=most), refresh=True)
+        yield lambda rows: live.update(Group(states_table(rows, most=most), Text(pace(rows))), refresh=True)
 
 
 def say(text: str) -> None:

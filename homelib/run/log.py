@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
 
 try:
     import resource
@@ -17,6 +16,7 @@ except ImportError:  # Windows
     resource = None
 
 from ..errors import UserError
+from ..progress import bar
 from .folder import HISTORY, written_whole
 
 
@@ -82,7 +82,7 @@ class Progress:
 
     def __init__(self, name: str, *, done: int, steps: int, show: bool):
         self.name, self.steps, self.show = name, steps, show
-        self.bar = tqdm(total=steps, initial=done, desc=name, disable=not (show and sys.stderr.isatty()), mininterval=1)
+        self.bar = bar(total=steps, initial=done, unit="step", desc=name, show=show)
 
     def step(self) -> None:
         self.bar.update()

@@ -234,7 +234,8 @@ class _Training:
     def _measured(self, network: nn.Module) -> pd.DataFrame | None:
         """Each process measures its share of the cases; under FSDP all of them all, for they compute together."""
         world, rank = (1, 0) if self.sharded else (self.fabric.world_size, self.fabric.global_rank)
-        table = validate(network, self.validation[rank::world], self.settings, stop=(lambda: False) if self.sharded else lambda: self.stop.asked)
+        stop = (lambda: False) if self.sharded else lambda: self.stop.asked
+        table = validate(network, self.validation[rank::world], self.settings, stop=stop, progress=self.progress.show)
         if world > 1:
             tables: list = [None] * world
             torch.distributed.all_gather_object(tables, table)

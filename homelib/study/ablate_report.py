@@ -1,5 +1,6 @@
 """What `home ablate` prints: the plan, and the table of states; the latter as a table for notebooks too."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -7,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from tqdm import tqdm
 
-from .states import Row
+from .states import ENDED, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +79,18 @@ def states_frame(rows: Sequence[Row]) -> "pd.DataFrame":
         for row in rows
     ]
     return pd.DataFrame(lines)
+
+
+class Pace:
+    """How far a grid is, at what rate, and how long still, in a line. The rate is of the runs that have ended since it was made."""
+
+    def __init__(self) -> None:
+        self.began, self.before = time.monotonic(), None
+
+    def __call__(self, rows: Sequence[Row]) -> str:
+        ended = sum(row.record.state in ENDED for row in rows)
+        self.before = ended if self.before is None else self.before
+        return tqdm.format_meter(ended, len(rows), time.monotonic() - self.began, ncols=80, unit="run", initial=self.before)
 
 
 class Shown:

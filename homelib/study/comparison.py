@@ -1,11 +1,13 @@
 """One run measured: the trained network on the patient it never saw and on its own, beside three baselines; predictions as NIfTI."""
 
 import pandas as pd
+from tqdm import tqdm
 
 from ..data.cases import the_one
 from ..data.demo import DemoData
 from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase, read_label
+from ..progress import bar
 from ..run.checkpoint import trained_network
 from ..run.evaluate import evaluate
 from ..run.folder import Run, written_whole
@@ -15,11 +17,12 @@ from .baselines import ThresholdAndPosition, all_background, untrained
 BASELINES = ("untrained network", "all background", "HU threshold and position")
 
 
-def measure(run: Run, demo: DemoData, *, baselines: bool = True) -> pd.DataFrame:
+def measure(run: Run, demo: DemoData, *, baselines: bool = True, progress: bool = False) -> pd.DataFrame:
     """Predict and evaluate a run on the files' own grids; writes `predictions/*.nii.gz` and `metrics.csv`.
 
     Args:
         baselines: measure them too; they are the same for every network, but for the untrained one.
+        progress: show a bar of predictions, where there is a terminal.
 
     Returns:
         One row a case, method, class and metric (see `homelib.run.evaluate`), with `role`: "train" for the patient that the network
@@ -29,7 +32,7 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True) -> pd.DataFrame
     train, test = (the_one(settings, demo, role) for role in ("train", "test"))
     network = trained_network(run)
     rule = ThresholdAndPosition.fit(train, settings.model.out_channels) if baselines else None
-    tables = []
+    tables, shown = [], bar(total=2 + (len(BASELINES) if baselines else 0), desc="evaluate", unit="prediction", show=progress)
     for role, case in (("train", train), ("test", test)):
         methods = {settings.network: lambda case: predict_label([network], case, settings)}
         if role == "test" and baselines:
@@ -38,14 +41,15 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True) -> pd.DataFrame
                 "all background": lambda case: to_native(all_background(case, settings), case),
                 "HU threshold and position": lambda case: to_native(rule(case), case),
             }
-        tables.append(_measure(run, role, case, methods))
+        tables.append(_measure(run, role, case, methods, shown))
+    shown.close()
     metrics = pd.concat(tables, ignore_index=True)
     with written_whole(run.metrics_file) as part:
         metrics.to_csv(part, index=False)
     return metrics
 
 
-def _measure(run: Run, role: str, case: PreparedCase, methods: dict) -> pd.DataFrame:
+def _measure(run: Run, role: str, case: PreparedCase, methods: dict, shown: tqdm) -> pd.DataFrame:
     manifest = load_manifest(case.case.manifest)
     reference = read_label(case.case.label, case.native_shape, case.native_affine, manifest)
     spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
@@ -65,4 +69,5 @@ def _measure(run: Run, role: str, case: PreparedCase, methods: dict) -> pd.DataF
             metrics=metrics,
         )
         tables.append(table)
+        shown.update()
     return pd.concat(tables).assign(role=role)

@@ -21,6 +21,7 @@ from ..config import OURS, Settings, override
 from ..data.plan import GIB
 from ..network import zoo
 from ..network.scan import backends
+from ..progress import bar
 from ..run.checkpoint import build_network
 from .grids import Grid
 
@@ -73,7 +74,7 @@ def arm_costs(grid: Grid, *, probed: bool = False) -> pd.DataFrame:
 def costs_of(settings: Mapping[str, Settings], *, probed: bool = False) -> pd.DataFrame:
     """The same of any settings by name."""
     rows = {}
-    for name, its in settings.items():
+    for name, its in bar(settings.items(), desc="count", unit="arm", total=len(settings)):
         rows[name] = {"parameters M": parameter_count(its) / 1e6, "GFLOPs": forward_flops(its) / 1e9}
         if probed:
             rows[name] |= probe(its)
