@@ -134,6 +134,7 @@ class Explorer:
                 for i, bar in enumerate(group)
             ]
             below.set_xticks([x for x, _ in ticks], [name for _, name in ticks], rotation=90, fontsize=7)
+            below.set_ylabel("share")
             below.margins(y=0.25)
             below.spines[["top", "right"]].set_visible(False)
         return figure
