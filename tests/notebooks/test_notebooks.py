@@ -141,8 +141,8 @@ def test_its_last_words_are_an_exercise_and_where_to_go_next(name):
 
 
 def test_each_notebook_leads_to_the_one_after_it():
-    names = list(NOTEBOOKS)
-    for name, following in zip(names[1:], names[2:], strict=False):
+    story = [name for name in NOTEBOOKS if "01_" <= name < "08_"]
+    for name, following in zip(story, story[1:], strict=False):
         assert f"**Next:** {following} " in cells(name, "markdown")[-1].source
 
 
