@@ -118,6 +118,7 @@ def complexity_lines(table: pd.DataFrame, *, title: str) -> Figure:
         ax.set_yscale("log")
         ax.set_xlabel("tokens")
         ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.tick_params(axis="x", labelsize=8, rotation=45)
         ax.legend(fontsize=8)
         ax.grid(alpha=0.25)
     figure.suptitle(title, fontsize=10)

@@ -126,7 +126,7 @@ def class_distributions(rows: pd.DataFrame, metric: str, *, unit: str, title: st
     if metric == "dice":
         ax.set_ylim(-0.02, 1.02)  # all of its range, so that figures can be compared
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, ncols=len(methods))
+    ax.legend(frameon=False, fontsize=8, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     ax.set_title(title, fontsize=10)
     return figure
 
