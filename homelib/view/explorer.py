@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from ..errors import UserError
 from . import explorer_state as logic
 from .explorer_state import COLOUR_MAPS, SHOWS, State
-from .plots import PLANES, plane_letters
+from .plots import PLANES, class_legend, plane_letters
 from .routed import Routed, expert_colours
 from .slice_canvas import SliceCanvas, bars_html, scale_html
 
@@ -134,8 +134,11 @@ class Explorer:
                 for i, bar in enumerate(group)
             ]
             below.set_xticks([x for x, _ in ticks], [name for _, name in ticks], rotation=90, fontsize=7)
-            below.margins(y=0.25)
+            below.set(ylabel="share", ylim=(0, 1.25), yticks=(0, 0.25, 0.5, 0.75, 1))  # of all panels alike; above 1 are the names
             below.spines[["top", "right"]].set_visible(False)
+        named = {tuple(case.class_names) for case in self.shown if case.label is not None and case.class_names}
+        if len(named) == 1:  # panels may show scans of other classes, whose colours then mean others
+            class_legend(figure, *named)
         return figure
 
     def save(self) -> Path:

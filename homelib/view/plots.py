@@ -14,6 +14,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from ..config import IGNORE
 
@@ -40,8 +41,8 @@ def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
 
 
 def bar_mm(wide_mm: float) -> int:
-    """Length of a scale bar: 50 mm, shorter where the picture is too narrow for it."""
-    return next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.9 * wide_mm), 1)
+    """Length of a scale bar: 50 mm, shorter where that would reach the letter in the middle of the picture."""
+    return next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.42 * wide_mm), 1)
 
 
 def plane_letters(ax: Axes, plane: str) -> None:
@@ -58,7 +59,7 @@ def plane_letters(ax: Axes, plane: str) -> None:
 def show_slice(
     ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style
 ) -> None:
-    """A grey slice with orientation letters and a 50 mm bar (a shorter one where the picture is too narrow for it)."""
+    """A grey slice with orientation letters and a scale bar (`bar_mm`)."""
     low, high = limits or (float(image.min()), float(image.max()))
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(image, plane, index)
@@ -137,6 +138,24 @@ def case_planes(
     return figure
 
 
+def whole_steps(ax: Axes) -> None:
+    """Ticks of an axis of steps at whole numbers alone, where a training has few."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plain_numbers(ax: Axes, axis: str = "x") -> None:
+    """Numbers of a logarithmic axis written out, 1.75 and not 1.75 x 10^0; those between its decades too where it spans less than one."""
+    low, high = getattr(ax, f"get_{axis}lim")()
+    of = getattr(ax, f"{axis}axis")
+    of.set_major_formatter(ScalarFormatter(useOffset=False))
+    of.set_minor_formatter(ScalarFormatter(useOffset=False) if high < 10 * low else NullFormatter())
+
+
+def column_name(column: str) -> str:
+    """Of a history, in words: training_patient_dice is training patient Dice."""
+    return column.replace("_", " ").replace("dice", "Dice")
+
+
 def history_curves(history: pd.DataFrame, *, title: str, smooth_steps: int = 20) -> Figure:
     """Loss a step with its running median, learning rate, and what validation added (columns that end in `dice`)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
@@ -146,13 +165,15 @@ def history_curves(history: pd.DataFrame, *, title: str, smooth_steps: int = 20)
     left.legend(frameon=False, fontsize=8)
     for name in [c for c in history if c.endswith("dice")]:
         shown = history.dropna(subset=[name])
-        right.plot(shown["step"] + 1, shown[name], "o-", ms=4, color="#D55E00", label=name.replace("_", " "))
+        right.plot(shown["step"] + 1, shown[name], "o-", ms=4, color="#D55E00", label=column_name(name))
     right.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
     rate = right.twinx()
     rate.plot(history["step"], history["learning_rate"], color="#009E73", lw=1, ls="--")
     rate.set_ylabel("learning rate (dashed)", color="#009E73")
     if right.has_data():
-        right.legend(frameon=False, fontsize=8, loc="lower right")
+        right.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)  # above: a curve may run anywhere
+    for ax in (left, right):
+        whole_steps(ax)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -165,7 +165,7 @@ def solid_experts(routed: Routed, place: Place, *, title: str = "") -> Figure:
     weights, classes = routed.weights(place), len(routed.class_names)
     label = np.where(routed.label < classes, routed.label, 0)
     winner = np.where(label > 0, weights.argmax(0) + 1, 0)
-    name, colours = f"winning expert, {told(place)}", ["#000000", *expert_colours(len(weights))]
+    name, colours = f"winning expert\n{told(place)}", ["#000000", *expert_colours(len(weights))]
     figure = solids(
         {"label": label, name: winner},
         spacing_mm=routed.spacing_mm,

@@ -17,7 +17,7 @@ MOST_NAMED = 12  # curves of a panel: more names would lie over each other
 
 
 def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
-    """Expert by class: how much more than its average an expert weighs within a class (log2 of the lift).
+    """Expert by class: how much more than its average an expert weighs within a class, the lift, in numbers; its log2 in colours.
 
     Args:
         table: tidy rows class, expert, lift. With `low` and `high`, the ends of a permutation band, what lies beyond its own band is framed: there the
@@ -26,7 +26,7 @@ def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
     matrix = _matrix(table, "lift")
     values = np.log2(np.maximum(matrix.to_numpy(), 1e-3))
     beyond = sure = np.zeros(matrix.shape, bool)
-    told = []
+    told = ["numbers: lift"]
     if {"low", "high"} <= set(table.columns):
         low, high = (_matrix(table, end).to_numpy() for end in ("low", "high"))
         beyond = (matrix.to_numpy() < low) | (matrix.to_numpy() > high)

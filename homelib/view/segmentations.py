@@ -123,8 +123,10 @@ def class_distributions(rows: pd.DataFrame, metric: str, *, unit: str, title: st
                 ax.plot([x - 0.3 / len(methods), x + 0.3 / len(methods)], [np.median(values)] * 2, color=colour, lw=2)
     ax.set_xticks(range(len(classes)), [name.replace("_", " ") for name in classes], fontsize=8)
     ax.set_ylabel(unit)
+    if metric == "dice":
+        ax.set_ylim(-0.02, 1.02)  # all of its range, so that figures can be compared
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, ncols=len(methods))
+    ax.legend(frameon=False, fontsize=8, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     ax.set_title(title, fontsize=10)
     return figure
 

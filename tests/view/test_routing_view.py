@@ -320,7 +320,7 @@ def test_a_lift_with_a_small_p_has_a_star():
 def test_without_a_band_nothing_is_framed():
     ax = routing_charts.lift_matrix(lifts(), title="Lift").axes[0]
     assert not framed(ax)
-    assert ax.get_xlabel() == "expert"
+    assert ax.get_xlabel() == "expert\nnumbers: lift"
 
 
 @pytest.fixture
