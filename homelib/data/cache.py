@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -72,7 +73,7 @@ class Chunked:
         self.path, self.offset, self.shape, self.window = path, offset, tuple(shape), window
         self.ndim, self.size = 3, int(np.prod(shape))
 
-    def __getitem__(self, box) -> np.ndarray:
+    def __getitem__(self, box: Any) -> np.ndarray:
         """Raises UserError: a file that is gone or damaged."""
         try:
             stored = blosc2.open(str(self.path), mode="r", offset=self.offset, dparams={"nthreads": 1})
@@ -80,7 +81,7 @@ class Chunked:
         except DAMAGED as error:
             raise _gone(self.path, error) from None
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
@@ -104,7 +105,7 @@ def write_case(
     members = {"image.b2nd": _frame(stored)} | {f"shares/{index}.b2nd": _frame(share) for index, share in enumerate(shares)}
     facts = facts | {"window": window, "counts": places and places.counts, "shares": sum(name.startswith("shares/") for name in members)}
     members |= {"case.json": json.dumps(facts, indent=1).encode()}
-    if places is not None:
+    if label is not None and places is not None:
         members |= {"label.b2nd": _frame(label)} | {f"places/{index}.npy": _npy(voxels) for index, voxels in places.voxels.items()}
     with written_whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as packed:
         for name, content in members.items():
@@ -186,9 +187,10 @@ def _frame(volume: np.ndarray) -> bytes:
 
 def _offset(packed: zipfile.ZipFile, name: str) -> int:
     """Where a stored member's bytes begin in the file: after its local header, whose two last fields are the lengths of name and extra."""
-    start = packed.getinfo(name).header_offset
-    packed.fp.seek(start + 26)
-    lengths = packed.fp.read(4)
+    start, stream = packed.getinfo(name).header_offset, packed.fp
+    assert stream is not None  # as long as the archive is open
+    stream.seek(start + 26)
+    lengths = stream.read(4)
     return start + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 

@@ -74,8 +74,8 @@ def _examine(case: Case, rules: Rules, report: Report) -> None:
             _tell(report, "label is the image", case.label, "the same values in both")
 
 
-def _tell(report: Report, check: str, file: object, found: str, **filled: object) -> None:
-    report.findings.append(finding(check, report.case, file, found, **filled))
+def _tell(report: Report, check: str, file: str | Path | None, found: str, **filled: object) -> None:
+    report.findings.append(finding(check, report.case, file or "", found, **filled))
 
 
 def _opened(case: Case, rules: Rules, report: Report, role: str) -> Volume | None:
@@ -98,7 +98,7 @@ def _hash(data: np.ndarray) -> str:
     """Of shape and values, whatever the type of the numbers: a copy in another format has the same."""
     digest = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
     for k in range(data.shape[2]):
-        digest.update(np.ascontiguousarray(data[:, :, k], np.float32))
+        digest.update(np.ascontiguousarray(data[:, :, k], np.float32).data)
     return digest.hexdigest()
 
 

@@ -70,6 +70,13 @@ class Case:
     manifest: str
     part: str | None = None
 
+    @property
+    def label_file(self) -> Path:
+        """`label` of a case that has one. Raises UserError for another."""
+        if self.label is None:
+            raise UserError(f"{self.id}: found no label, expected a labelled case; leave it out, or add its label.")
+        return self.label
+
 
 class Manifest(Frozen):
     """One data set. Lengths in mm, intensities in HU (CT) or in the units of the image file (MRI, US).
@@ -214,7 +221,7 @@ class Manifest(Frozen):
     def origin_of(self, case: str) -> LabelOrigin:
         """Where the label of a case comes from: as its entry says, SYNTHETIC of a phantom in its place (`phantom-a` for `ct-a`), else as the data set says."""
         listed = {entry.id: entry.label_origin for entry in self.cases}
-        phantoms = {"phantom-" + entry.id.split("-", 1)[-1]: "SYNTHETIC" for entry in self.cases}
+        phantoms: dict[str, LabelOrigin] = {"phantom-" + entry.id.split("-", 1)[-1]: "SYNTHETIC" for entry in self.cases}
         return (phantoms | listed).get(case, self.label_origin)
 
     def merge(self, labels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import tarfile
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
@@ -34,7 +34,7 @@ class _Member:
     size: int
     kind: str
     link: str
-    open: object  # () -> stream
+    open: Callable[[], IO[bytes]]
 
 
 def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None = None) -> list[Path]:
@@ -106,16 +106,18 @@ def _members(archive: Path) -> Iterator[_Member]:
         return
     if not tarfile.is_tarfile(archive):
         raise UserError(f"{archive}: no zip or tar archive; expected one of these. Fetch it again, or unpack it by hand.")
-    with tarfile.open(archive) as packed:
-        for info in packed:
-            kind = "folder" if info.isdir() else "file" if info.isreg() else "link" if info.issym() else "a hard link or a device"
-            yield _Member(info.name, info.size if info.isreg() else 0, kind, info.linkname, lambda info=info: _stream(packed, info))
-        if len(packed.fileobj.read(MOST_PADDING + 1)) > MOST_PADDING:  # to the end, where gzip compares its checksum
+    with tarfile.open(archive) as tar:
+        for part in tar:
+            kind = "folder" if part.isdir() else "file" if part.isreg() else "link" if part.issym() else "a hard link or a device"
+            yield _Member(part.name, part.size if part.isreg() else 0, kind, part.linkname, lambda part=part: _stream(tar, part))
+        if len(tar.fileobj.read(MOST_PADDING + 1)) > MOST_PADDING:  # to the end, where gzip compares its checksum
             raise tarfile.ReadError("something after the end of the archive")
 
 
 def _stream(packed: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    return packed.extractfile(info)
+    stream = packed.extractfile(info)
+    assert stream is not None  # of a plain file
+    return stream
 
 
 def _safe(archive: Path, member: _Member) -> PurePosixPath:

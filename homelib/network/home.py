@@ -61,7 +61,7 @@ class HoME(nn.Module):
         super().__init__()
         at_least_one(channels=channels, group_size=group_size, experts_local=experts_local, slots_per_expert=slots_per_expert, expert_mult=expert_mult)
         self.channels, self.group_size, self.group_order = channels, group_size, group_order
-        self.local_router = LocalRouter(channels, experts_local, slots_per_expert, over_tokens=dispatch == "tokens")
+        self.local_router: nn.Module = LocalRouter(channels, experts_local, slots_per_expert, over_tokens=dispatch == "tokens")
         self.local_experts = Experts(experts_local, channels, mult=expert_mult, glu=expert_glu)
         self.expert_gate = nn.Parameter(torch.ones(experts_local))
         self.group_gate = nn.Linear(channels, 1)
@@ -156,7 +156,7 @@ class LocalRouter(nn.Module):
             logits = logits.masked_fill(padded[..., None], torch.finfo(logits.dtype).min)
         axes = (-1, -2) if self.over_tokens else (-1,)
         over = [rearrange(at_least_float32(logits).softmax(axis).to(x.dtype), "b g k (e s) -> b g k e s", e=self.experts) for axis in axes]
-        return tuple(over) if self.over_tokens else over[0]
+        return (over[0], over[1]) if self.over_tokens else over[0]
 
 
 class GlobalRouter(nn.Module):
@@ -179,7 +179,8 @@ class GlobalRouter(nn.Module):
         logits = at_least_float32(torch.einsum("bnd,bmd->bnm", z, self.slot_norm(slot_embed)))
         to_slots = logits.masked_fill(~real[:, None], float("-inf")) if self.mask_padding else logits
         dispatch, combine = to_slots.softmax(1).to(z.dtype), logits.softmax(2).to(z.dtype)
-        return tuple(rearrange(t, "b n (e p) -> b n e p", e=self.experts) for t in (dispatch, combine))
+        dispatch, combine = (rearrange(t, "b n (e p) -> b n e p", e=self.experts) for t in (dispatch, combine))
+        return dispatch, combine
 
 
 class Experts(nn.Module):

@@ -3,6 +3,8 @@
 With contiguous tensors they are PyTorch's own.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ class _InstanceNormChannelsLast(torch.autograd.Function):
     channels_last tensors one number after the other, an error of 1e-3 at 128^3."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         wide = at_least_float32(x)
         mean = over_space(wide)
         y = wide - mean
@@ -42,7 +44,7 @@ class _InstanceNormChannelsLast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         x, mean, scale = ctx.saved_tensors
         dy, kind = at_least_float32(dy), dy.dtype
         centred = at_least_float32(x) - mean

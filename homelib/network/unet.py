@@ -9,6 +9,7 @@ B batch, C channels, D H W the volume's axes, N tokens of a stage in raster orde
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,10 +70,13 @@ NORMS = {"dyt": DynamicTanh, "layernorm": nn.LayerNorm}
 class Block(nn.Module):
     """One layer of a stage over its tokens, (B, N, C) -> (B, N, C) (paper Eq. 15). Without `home` it is SegMamba's."""
 
+    mamba_norm: Any  # None where what follows it is
+    home_norm: Any
+
     def __init__(self, channels: int, mamba: nn.Module | None, home: nn.Module | None, norm: str = "dyt"):
         super().__init__()
-        self.mamba_norm, self.mamba = (NORMS[norm](channels), mamba) if mamba is not None else (None, None)
-        self.home_norm, self.home = (NORMS[norm](channels), home) if home is not None else (None, None)
+        self.mamba_norm, self.mamba = (None if mamba is None else NORMS[norm](channels)), mamba
+        self.home_norm, self.home = (None if home is None else NORMS[norm](channels)), home
 
     def forward(self, t: Tensor, grid: Grid) -> Tensor:
         """t (B, N, C), the tokens of a volume of shape `grid` in raster order."""
@@ -105,6 +109,7 @@ class Stage(nn.Module):
 
 class _UShapedNetwork(nn.Module):
     with_home: bool
+    stages: Any  # a list of four `Stage`
 
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
@@ -188,9 +193,9 @@ def downsample(config: ModelConfig, i: int) -> nn.Module:
     return nn.Sequential(InstanceNorm(config.channels[i - 1]), nn.Conv3d(config.channels[i - 1], config.channels[i], 2, stride=2))
 
 
-def _basic(a: int, b: int) -> UnetrBasicBlock:
+def _basic(a: int, b: int) -> nn.Module:
     return keep_channels_last(UnetrBasicBlock(3, a, b, kernel_size=3, stride=1, norm_name="instance", res_block=True))
 
 
-def _up(a: int, b: int) -> UnetrUpBlock:
+def _up(a: int, b: int) -> nn.Module:
     return keep_channels_last(UnetrUpBlock(3, a, b, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True))

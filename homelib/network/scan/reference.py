@@ -31,7 +31,9 @@ def skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> T
     return y.to(u.dtype)
 
 
-def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool
+) -> Tensor:
     """The plain loop. `unbind` and not `u[..., t]`: the backward pass of an index fills a whole tensor of zeros a token, which makes it quadratic in L."""
     steps = step_sizes(delta, delta_bias, delta_softplus)
     inputs, A = steps * u, A.to(steps.dtype)
