@@ -200,13 +200,12 @@ class Manifest(Frozen):
         """Which of these raw label values the manifest does not know, sorted: neither 0, nor of its label map, nor, where it has none, of its classes."""
         return strange_values(values, self.labels, self.classes)
 
-    def window_of(self, modality: Modality) -> Range:
+    def window_of(self, modality: str) -> Range:
         """The intensity window of one modality. Raises UserError where the manifest has none."""
-        if modality == self.modality:
-            return self.intensity_window
-        if modality not in self.other_windows:
-            raise UserError(f"{self.name}: no intensity window for {modality}, expected one of {', '.join(self.modalities)}; add it to other_windows.")
-        return self.other_windows[modality]
+        for known, window in ((self.modality, self.intensity_window), *self.other_windows.items()):
+            if known == modality:
+                return window
+        raise UserError(f"{self.name}: no intensity window for {modality}, expected one of {', '.join(self.modalities)}; add it to other_windows.")
 
     @property
     def reference(self) -> str:

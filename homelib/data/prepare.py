@@ -201,8 +201,8 @@ def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | N
     manifest = load_manifest(case.manifest)
     image, label, shares, grid = _prepare(case, manifest, settings)
     window = manifest.window_of(case.modality) if settings.intensity == "scaled" else None
-    facts: dict[str, Any] = {"id": case.id, "manifest": manifest.name, "classes": _classes(manifest), "fingerprint": told or fingerprint(case, settings, sha256_of)}
-    facts |= {} if settings.low_pass else {"low_pass": False}
+    facts: dict[str, Any] = {"id": case.id, "manifest": manifest.name, "classes": _classes(manifest)}
+    facts |= {"fingerprint": told or fingerprint(case, settings, sha256_of)} | ({} if settings.low_pass else {"low_pass": False})
     write_case(path, image=image, label=label, facts=facts | grid, window=window, shares=shares)
 
 

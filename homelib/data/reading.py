@@ -241,7 +241,7 @@ def _read_nifti(path: Path) -> _Raw:
     unit = header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
         raise ReadFault(path, "unit", f"lengths in {unit}")
-    sform, qform = (image.get_sform(coded=True), image.get_qform(coded=True)) if hasattr(image, "get_sform") else ((None, 1), (None, 1))
+    sform, qform = (image.get_sform(coded=True), image.get_qform(coded=True)) if hasattr(image, "get_sform") else ((image.affine, 1), (image.affine, 1))
     if not sform[1] and not qform[1]:
         remarks.append(Remark("no orientation", "neither: left and right are not known"))
     elif sform[1] and qform[1] and not np.allclose(sform[0], qform[0], atol=0.05):

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
@@ -102,14 +103,14 @@ def _members(archive: Path) -> Iterator[_Member]:
                 mode = info.external_attr >> 16
                 plain = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
                 kind = ("folder" if info.is_dir() else "file") if plain else "a link or a device"
-                yield _Member(info.filename, info.file_size, kind, "", lambda info=info: packed.open(info))
+                yield _Member(info.filename, info.file_size, kind, "", partial(packed.open, info))
         return
     if not tarfile.is_tarfile(archive):
         raise UserError(f"{archive}: no zip or tar archive; expected one of these. Fetch it again, or unpack it by hand.")
     with tarfile.open(archive) as tar:
         for part in tar:
             kind = "folder" if part.isdir() else "file" if part.isreg() else "link" if part.issym() else "a hard link or a device"
-            yield _Member(part.name, part.size if part.isreg() else 0, kind, part.linkname, lambda part=part: _stream(tar, part))
+            yield _Member(part.name, part.size if part.isreg() else 0, kind, part.linkname, partial(_stream, tar, part))
         if len(tar.fileobj.read(MOST_PADDING + 1)) > MOST_PADDING:  # to the end, where gzip compares its checksum
             raise tarfile.ReadError("something after the end of the archive")
 

@@ -90,6 +90,8 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Downsample, gate, then blocks over the tokens: (B, C_before, 2D, 2H, 2W) -> (B, C, D, H, W)."""
 
+    blocks: Any  # a list of `Block`
+
     def __init__(self, downsample: nn.Module, channels: int, blocks: list[Block], gsc: str = "sum"):
         super().__init__()
         self.downsample = downsample

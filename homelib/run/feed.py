@@ -40,7 +40,8 @@ class Feed:
         config = self.config
         order = _InOrder(self.source, config, range(first, end), self.rank, self.world)
         if not config.workers:
-            batches = (_stacked([order[number * config.batch_size + item] for item in range(config.batch_size)]) for number in range(order.batches))
+            first_items = range(0, len(order), config.batch_size)
+            batches: Iterator[Batch] = (_stacked([order[item] for item in range(start, start + config.batch_size)]) for start in first_items)
         else:
             generator = torch.Generator()  # so that torch's own is left alone
             context = new_processes(type(self.source).__module__)

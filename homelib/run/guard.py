@@ -1,5 +1,6 @@
 """What guards a training: steps that are not finite, and a memory that does not suffice."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +76,7 @@ def first_non_finite(network: nn.Module, image: Tensor) -> str:
         return "none, for the images themselves are not finite"
     found: list[str] = []
 
-    def look(name: str):
+    def look(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def hook(module: nn.Module, arguments: tuple, output: object) -> None:
             if not found and any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
                 found.append(f"{name or 'the network'} ({type(module).__name__})")

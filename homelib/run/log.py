@@ -13,8 +13,8 @@ from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keep
 
 try:
     import resource
-except ImportError:  # Windows
-    resource = None
+except ImportError:
+    resource = None  # type: ignore[assignment]  # Windows has none
 
 from ..errors import UserError
 from .folder import HISTORY, written_whole

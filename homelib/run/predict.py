@@ -7,6 +7,7 @@ steps, for scans that are small enough to be looked at whole.
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -132,7 +133,7 @@ def windows_of(case: PreparedCase, settings: Settings) -> Windows:
     return Windows.over(case.image.shape, settings.data.patch_voxels, overlap=settings.prediction.overlap)
 
 
-def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
+def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how: Any) -> Iterator[tuple[int, Tensor]]:
     """`finished_rows` of a prepared scan, seen as the network was trained to see its data set. `how`: as there."""
     return finished_rows(networks, case.image, windows, settings.prediction, **_sight(case), **how)
 

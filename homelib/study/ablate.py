@@ -99,7 +99,7 @@ class Sweep:
                 raise UserError(f"{folder / run.name}: holds a run with other settings; nothing was changed. Rename the arm, or choose another --folder.")
             place = run.name if there is not None else finished.get(run.fingerprint, run.name)
             lines.append(_line(run, place))
-        plan = {"grid": grid.name, "profile": grid.profile, "data": list(data), "parameters": dict(parameters or {})}
+        plan: dict[str, Any] = {"grid": grid.name, "profile": grid.profile, "data": list(data), "parameters": dict(parameters or {})}
         plan |= {"notebooks": [_shelf_name(notebook) for notebook in chosen], "runs": lines}
         for line in lines:
             _queue_up(folder / line["folder"], states.planned_record(line))

@@ -72,7 +72,7 @@ def experts_and_groups(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     rest = {arm: grid.settings(arm).model_dump(mode="json", exclude={"model": SIZES}) for arm in means.index}
     models = {arm: grid.settings(arm).model for arm in means.index if rest[arm] == rest.get(grid.compared_with)}
     cells = {((model.experts_local, model.experts_global), model.group_size): means[arm] for arm, model in models.items()}
-    experts, groups = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
+    experts, groups = sorted({both for both, _ in cells}), sorted({group for _, group in cells})
     values = [[cells.get((both, group), float("nan")) for group in groups] for both in experts]
     index = pd.Index([" / ".join(map(_joined, both)) for both in experts], name="experts")
     return pd.DataFrame(values, index=index, columns=pd.Index(map(_joined, groups), name="group"))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def trained(demo: DemoRun, *, progress: bool = True, also: OnValidation | None =
         _keep_sample(demo.run, step, predicted)
         table = evaluate(
             predicted,
-            demo.train_case.label,
+            np.asarray(demo.train_case.label),
             spacing_mm=demo.train_case.spacing_mm,
             class_names=demo.class_names,
             case=demo.train_case.case.id,
@@ -196,7 +197,7 @@ class _NowAndThen:
         return {}
 
 
-def _train_in_process(demo: DemoRun, threads: int, errors) -> None:
+def _train_in_process(demo: DemoRun, threads: int, errors: "SimpleQueue[str]") -> None:
     torch.set_num_threads(threads)
     try:
         trained(demo, progress=False)

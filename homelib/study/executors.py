@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from ..errors import UserError
@@ -216,7 +217,7 @@ def _queue() -> set[str] | None:
     return set(told.stdout.split()) if told.returncode == 0 else None
 
 
-def _submitit():
+def _submitit() -> ModuleType:
     """submitit, told which signal it is that a cluster sends: it reads that when it is imported."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
     import submitit

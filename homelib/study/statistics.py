@@ -57,7 +57,7 @@ def interval(values: np.ndarray, *, confidence: float = 0.95, resamples: int = R
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     found = stats.bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed))
-    return tuple(map(float, found.confidence_interval))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def intervals(rows: pd.DataFrame, metric: str, *, confidence: float = 0.95, resamples: int = RESAMPLES) -> pd.DataFrame:

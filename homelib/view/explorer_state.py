@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from ..axes import three
 from .plots import PLANES, best_slices, class_colours, slice_of
 from .routed import Place, Routed, Voxel, entropy, expert_colours
 
@@ -83,7 +84,7 @@ def changed(state: State, cases: Sequence[Routed], **changes: Any) -> State:
     if new.channel not in channels(cases, new.place):
         new = replace(new, channel=("expert", 0))
     if new.voxel is not None:
-        new = replace(new, voxel=tuple(int(np.clip(v, 0, n - 1)) for v, n in zip(new.voxel, shape, strict=True)))
+        new = replace(new, voxel=three(int(np.clip(v, 0, n - 1)) for v, n in zip(new.voxel, shape, strict=True)))
     fixed = PLANES[new.plane][0]
     if new.plane != state.plane and "index" not in changes:
         label = cases[0].label
@@ -102,7 +103,7 @@ def for_case(state: State, case: Routed, first: Routed) -> State:
 
 def voxel_in(voxel: Voxel, of: Routed, to: Routed) -> Voxel:
     """A voxel of one case's grid in that of another."""
-    return tuple(_index_in(index, axis, of, to) for axis, index in enumerate(voxel))
+    return three(_index_in(index, axis, of, to) for axis, index in enumerate(voxel))
 
 
 def _index_in(index: int, axis: int, of: Routed, to: Routed) -> int:
@@ -177,7 +178,7 @@ def voxel_at(case: Routed, state: State, across: float, down: float) -> Voxel:
     for axis, share in zip((axis for axis in range(3) if axis != PLANES[state.plane][0]), (across, down), strict=True):
         n = case.image.shape[axis]
         voxel[axis] = n - 1 - int(np.clip(share * n, 0, n - 1))
-    return tuple(voxel)
+    return three(voxel)
 
 
 def place_of(case: Routed, state: State) -> tuple[float, float] | None:
@@ -194,7 +195,7 @@ def stepped(case: Routed, state: State, across: int, down: int) -> Voxel:
     moved = list(voxel_at(case, state, *at))
     for axis, step in zip((axis for axis in range(3) if axis != PLANES[state.plane][0]), (across, down), strict=True):
         moved[axis] = int(np.clip(moved[axis] - step, 0, case.image.shape[axis] - 1))
-    return tuple(moved)
+    return three(moved)
 
 
 def bars(case: Routed, state: State) -> dict[str, list[Bar]]:

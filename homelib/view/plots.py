@@ -5,6 +5,7 @@ Sizes are fixed, maps are safe for colour-blind readers, each slice has its orie
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,7 +47,7 @@ def bar_mm(wide_mm: float) -> int:
 
 def plane_letters(ax: Axes, plane: str) -> None:
     """Which way is right, left, front, back, up and down, at the edges of a slice."""
-    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
+    told: dict[str, Any] = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
     for letter, (x, y, ha, va) in zip(
         PLANES[plane][1],
         [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
@@ -56,7 +57,15 @@ def plane_letters(ax: Axes, plane: str) -> None:
 
 
 def show_slice(
-    ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style
+    ax: Axes,
+    image: np.ndarray,
+    plane: str,
+    index: int,
+    *,
+    spacing_mm: Sequence[float],
+    limits: tuple[float, float] | None = None,
+    bar: bool = True,
+    **style: Any,
 ) -> None:
     """A grey slice with orientation letters and a 50 mm bar (a shorter one where the picture is too narrow for it)."""
     low, high = limits or (float(image.min()), float(image.max()))
