@@ -140,7 +140,7 @@ class CaseFile:
         return cls(Path(path), facts, volumes["image"], volumes.get("label"), places, tuple(shares))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image and label as whole arrays, with the zip's checksums checked. Raises one of `DAMAGED`."""
+        """Image and label (None without one) as whole arrays (D, H, W), with the zip's checksums checked. Raises one of `DAMAGED`."""
         with zipfile.ZipFile(self.path) as packed:
             image = _unscaled(blosc2.ndarray_from_cframe(packed.read("image.b2nd"))[:], self.image.window)
             return image, blosc2.ndarray_from_cframe(packed.read("label.b2nd"))[:] if self.label is not None else None
@@ -200,7 +200,7 @@ def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 
 def in_bytes(share: np.ndarray) -> np.ndarray:
-    """A class's share as a case's file keeps it, uint8."""
+    """A class's share (D, H, W) as a case's file keeps it, uint8."""
     low, high = SHARES
     return np.rint((share.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 

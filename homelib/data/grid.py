@@ -58,7 +58,8 @@ class Resampling:
 
     @classmethod
     def to_spacing(cls, shape: tuple[int, ...], affine: np.ndarray, spacing_mm: tuple[float, ...]) -> "Resampling":
-        """The grid with the same first voxel and axes (at right angles) and another spacing, as MONAI's `Spacing` places it."""
+        """From a grid by its shape and affine (4, 4) to the one with the same first voxel and axes (at right angles) and another spacing, as MONAI's
+        `Spacing` places it."""
         linear, sizes = affine[:3, :3], np.array(shape, int)
         axes, lengths = np.linalg.qr(linear)
         new_affine = np.eye(4)
@@ -88,7 +89,7 @@ class Resampling:
 
     @property
     def sigma_voxels(self) -> np.ndarray:
-        """Of the low-pass that keeps out what a coarser grid cannot hold, so that a fine and a coarse scan look alike after it: half the
+        """(3,), of the low-pass that keeps out what a coarser grid cannot hold, so that a fine and a coarse scan look alike after it: half the
         step, in old voxels, less what the old grid has already smoothed."""
         ratios = np.linalg.norm(self.new_affine[:3, :3], axis=0) / np.linalg.norm(self.affine[:3, :3], axis=0)
         return 0.5 * np.sqrt(np.maximum(ratios**2 - 1, 0))

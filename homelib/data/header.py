@@ -25,7 +25,7 @@ class Header:
 
     @property
     def order(self) -> np.ndarray:
-        """Which of the file's axes lies along right-left, front-back and up."""
+        """(3,): which of the file's axes lies along right-left, front-back and up."""
         return np.argsort(nib.orientations.io_orientation(np.vstack([np.hstack([self.linear, np.zeros((3, 1))]), [0, 0, 0, 1]]))[:, 0])
 
     @property

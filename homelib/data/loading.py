@@ -35,13 +35,13 @@ HOLES = 3  # at most, in one patch
 
 
 def window(image: np.ndarray, manifest: Manifest, modality: Modality | None = None) -> np.ndarray:
-    """Clip an image to the window of its modality (None: the manifest's own) and map it onto the manifest's range, float32 of the same shape."""
+    """Clip an image of any shape to the window of its modality (None: the manifest's own) and map it onto the manifest's range, float32."""
     (low, high), (bottom, top) = manifest.window_of(modality or manifest.modality), manifest.intensity_range
     return ((np.clip(image, low, high) - low) / (high - low) * (top - bottom) + bottom).astype(np.float32)
 
 
 class Patches:
-    """Random training patches of some cases.
+    """Random training patches of some cases. Raises UserError: no case, or one without a label.
 
     >>> patches = Patches(cases, settings.data, settings.training.augment, seed=0)   # doctest: +SKIP
     >>> image, label = patches.batch(step=0, size=2)   # (2, 1, D, H, W) float32 and (2, 1, D, H, W) int64; the same again for the same step
@@ -77,6 +77,7 @@ class Patches:
         return images, labels
 
     def patch(self, step: int, place: int) -> tuple[Tensor, Tensor]:
+        """One of them: image (1, D, H, W) float32, label (1, D, H, W) int64. Raises UserError: a case's file that is gone or damaged."""
         rng = np.random.default_rng((self.seed, step, place))
         if self.holders:
             wanted = list(self.holders)[int(rng.integers(len(self.holders)))]

@@ -102,7 +102,7 @@ def read(path: str | Path) -> Volume:
 def read_label(path: str | Path, labels: dict[int, str]) -> Volume:
     """A label volume: a file, or a folder with one mask a label, each named as in `labels` (raw value -> name), say `liver.nii.gz`.
 
-    Masks of no label are left out; where masks overlap the higher value stays. Errors as `read`, and masks on different grids.
+    Masks of no label are left out; where masks overlap the higher value stays. Raises ReadFault as `read`, and for masks on different grids, or of no label.
     """
     path = Path(path)
     if not path.is_dir():

@@ -118,7 +118,7 @@ class HoME(nn.Module):
 
     @staticmethod
     def open_gate(logit: Tensor) -> Tensor:
-        """How far a group's gate is open, 0.01 to 1."""
+        """How far a group's gate is open, 0.01 to 1; (B, G, 1), as its logit."""
         return torch.sigmoid(logit).clamp(0.01, 1.0)
 
     def _global(self, z: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class Experts(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """v / max(||v||, 1e-8) * sqrt(d) * gamma over the last axis, computed in float32 (1e-8 is zero in half precision)."""
+    """v / max(||v||, 1e-8) * sqrt(d) * gamma over the last axis of (..., d), computed in float32 (1e-8 is zero in half precision)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -229,5 +229,5 @@ class RMSNorm(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32, float64 as it is."""
+    """Half precision of any shape to float32, float64 as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

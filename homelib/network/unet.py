@@ -28,7 +28,7 @@ STRIDE = 16  # of the deepest stage, over the input
 
 
 class DynamicTanh(nn.Module):
-    """DyT (paper Eq. 14), in place of a norm: w tanh(alpha x) + b over the last axis; alpha is kept in [0.1, 2] as in the released code."""
+    """DyT (paper Eq. 14), in place of a norm: w tanh(alpha x) + b over the last axis of (..., C); alpha is kept in [0.1, 2] as in the released code."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -60,6 +60,7 @@ class GatedSpatialConv(nn.Module):
 
 
 def conv_norm_relu(channels: int, width: int) -> nn.Sequential:
+    """(B, C, D, H, W) -> same; width: of the convolution's cube, in voxels."""
     convolution = PointwiseConv(channels, channels, 1) if width == 1 else nn.Conv3d(channels, channels, width, padding=width // 2)
     return nn.Sequential(convolution, InstanceNorm(channels), nn.ReLU())
 
@@ -181,7 +182,8 @@ class SegMamba(_UShapedNetwork):
 
 
 def pad(x: Tensor) -> Tensor:
-    """Zeros at the end of each axis up to a multiple of 16; the smallest cube gets one longer axis, for a norm needs more than one voxel."""
+    """x (B, C, D, H, W) with zeros at the end of each axis up to a multiple of 16; the smallest cube gets one longer axis, for a norm needs more than one
+    voxel."""
     lacking = [fill_of(size, STRIDE) for size in x.shape[2:]]
     if all(size <= STRIDE for size in x.shape[2:]):
         lacking[-1] += STRIDE

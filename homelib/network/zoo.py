@@ -42,7 +42,8 @@ class Entry:
 
 
 class AnySize(nn.Module):
-    """Before a network class of others: an input of any size is filled with zeros at the end of each axis, and the output cut."""
+    """Before a network class of others, (B, C, D, H, W) -> logits (B, classes, D, H, W): an input of any size is filled with zeros at the end of each axis, and
+    the output cut."""
 
     multiples: Patch = (16, 16, 16)
 
@@ -80,7 +81,8 @@ class DynUNet(AnySize, nets.DynUNet):
 
 
 class UNETR(nets.UNETR):
-    """MONAI's, of any size up to its patch: its positions are learnt, so that every input is filled up to that."""
+    """MONAI's, (B, C, D, H, W) -> logits (B, classes, D, H, W), of any size up to its patch: its positions are learnt, so that every input is filled up to
+    that. Raises UserError for a larger one."""
 
     def __init__(self, *, img_size: Patch, **sizes: Any):
         super().__init__(img_size=img_size, **sizes)

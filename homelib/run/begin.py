@@ -87,6 +87,7 @@ def without_srun() -> None:
 
 
 def check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:
+    """Before anything is written: settings that agree with the data and with what is measured at validations. Raises UserError where they do not."""
     names = label_space(settings.data).class_names
     if settings.model.out_channels != len(names):
         sets = " and ".join((settings.data.manifest, *settings.data.also))

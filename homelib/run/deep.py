@@ -63,7 +63,8 @@ def core(module: nn.Module) -> nn.Module:
 def over_levels(
     loss: Callable[[Tensor, Tensor, Tensor | None], Tensor], logits: Tensor | list[Tensor], label: Tensor, labelled: Tensor | None
 ) -> Tensor:
-    """`loss(logits, label, labelled)`, or its weighted sum over the levels of deep supervision."""
+    """`loss(logits, label, labelled)`, or its weighted sum over the levels of deep supervision: of logits (B, C, D, H, W), label (B, 1, D, H, W) at full
+    resolution, and labelled (B, C)."""
     if isinstance(logits, Tensor):
         return loss(logits, label, labelled)
     losses = [loss(level, label if index == 0 else coarser(label, level), labelled) for index, level in enumerate(logits)]

@@ -22,7 +22,9 @@ AHEAD = 2  # batches that a worker makes before they are asked for
 class Source(Protocol):
     """`homelib.data.loading.Patches`, or `homelib.run.mixture.Mixture`."""
 
-    def patch(self, step: int, place: int) -> tuple[Tensor, ...]: ...
+    def patch(self, step: int, place: int) -> tuple[Tensor, ...]:
+        """Image (1, D, H, W) float32, label (1, D, H, W) int64, and of several data sets labelled (classes,) bool; the same for the same step and place."""
+        ...
 
 
 class Feed:
@@ -36,7 +38,10 @@ class Feed:
         self.source, self.config, self.rank, self.world = source, config, rank, world
 
     def steps(self, first: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
-        """(step, its `accumulate` batches) for each step from `first`, before `end`. Its workers end with it."""
+        """(step, its `accumulate` batches) for each step from `first`, before `end`. Its workers end with it.
+
+        A batch: images (B, 1, D, H, W) float32, labels (B, 1, D, H, W) int64, and of several data sets labelled (B, classes) bool.
+        """
         config = self.config
         order = _InOrder(self.source, config, range(first, end), self.rank, self.world)
         if not config.workers:

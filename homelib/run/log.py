@@ -51,7 +51,10 @@ class History:
 
 
 class TensorBoard:
-    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`; what is there from the step `begin` on is no longer shown."""
+    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`; what is there from the step `begin` on is no longer shown.
+
+    Raises UserError: it is not installed.
+    """
 
     def __init__(self, folder: Path, *, begin: int):
         try:

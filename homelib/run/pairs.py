@@ -28,6 +28,8 @@ _DECORATION = re.compile(r"(_0000|[_-](label|labels|seg|segmentation|mask|gt|pre
 
 @dataclass(frozen=True)
 class Pair:
+    """The label files of a case, predicted and reference; either may be a folder of masks."""
+
     case: str
     predicted: Path
     reference: Path

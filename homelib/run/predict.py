@@ -122,7 +122,7 @@ def one_hot(label: np.ndarray, classes: int) -> np.ndarray:
 
 
 def save_label(label: np.ndarray, case: PreparedCase, path: Path) -> Path:
-    """A label volume on the file's grid as NIfTI (uint8), with the file's affine. `path` ends in .nii.gz."""
+    """A label volume (native D, H, W) on the file's grid as NIfTI (uint8), with the file's affine. `path` ends in .nii.gz."""
     with written_whole(path) as part:
         nib.save(nib.Nifti1Image(label, case.native_affine), part)
     return path
@@ -134,7 +134,7 @@ def windows_of(case: PreparedCase, settings: Settings) -> Windows:
 
 
 def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how: Any) -> Iterator[tuple[int, Tensor]]:
-    """`finished_rows` of a prepared scan, seen as the network was trained to see its data set. `how`: as there."""
+    """`finished_rows` of a prepared scan, seen as the network was trained to see its data set: the first row, and (C, rows, A, B). `how`: as there."""
     return finished_rows(networks, case.image, windows, settings.prediction, **_sight(case), **how)
 
 

@@ -22,7 +22,7 @@ def committed(grid: Grid) -> Path | None:
 
 
 def how_made(grid: Grid, folder: Path | None) -> str:
-    """In a line: by which command the results in a folder were made, and how long it took; or by which they would be."""
+    """In a line: by which command the results in a folder were made, and how long it took; or by which they would be. Raises UserError: no record of it."""
     if folder is None:
         return f"No results of {grid.name} are committed. The commands that make them: home ablate run {grid.name}; home ablate collect {grid.name}"
     try:

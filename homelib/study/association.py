@@ -46,7 +46,7 @@ class Association:
 
     @property
     def log2_lift(self) -> np.ndarray:
-        """(classes that are there, E), `LEAST_LOG2` at least."""
+        """(C, E) of the C classes that are there, `LEAST_LOG2` at least."""
         return _log2_lift(self.joint[self.voxels > 0])
 
     def lift(self, *, confidence: float = 0.95) -> pd.DataFrame:

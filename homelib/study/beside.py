@@ -33,6 +33,7 @@ class Shown:
 
     @property
     def labels(self) -> dict[str, np.ndarray]:
+        """The reference and all predictions by method, (D, H, W) each."""
         return {"reference": self.reference} | self.predicted
 
 

@@ -87,6 +87,8 @@ def trained(demo: DemoRun, *, progress: bool = True, also: OnValidation | None =
     experts look there (`homelib.study.routing_log`).
 
     The test patient takes no part: there is no choice of a step or of a setting by it. `also` is called at each validation too.
+
+    Raises UserError: the profile paper without a GPU, unless the CPU is asked for; and as `homelib.run.train.fit`.
     """
 
     def training_patient_dice(step: int, network: nn.Module) -> dict[str, float]:

@@ -139,6 +139,9 @@ class Slurm:
         limit_seconds: of a run; the cluster gives some more.
         at_once: jobs at a time, at most.
         options: of sbatch, by submitit's names: partition, account, qos, setup, ...
+
+    Raises:
+        UserError: no cluster here, or an option that sbatch does not have.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class Slurm:
         return 1_000_000  # the cluster has a queue of its own
 
     def submit(self, works: Sequence[Work]) -> None:
+        """All as one array of jobs. Raises UserError: sbatch refuses it."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         try:

@@ -55,7 +55,10 @@ class Routing:
         return self.weights(1)
 
     def weights(self, level: int = 1) -> Tensor:
-        """(B, E, D, H, W): each expert's weight at every token, as the module's docstring defines it for the level; they sum to one."""
+        """(B, E, D, H, W): each expert's weight at every token, as the module's docstring defines it for the level; they sum to one.
+
+        Raises UserError: level 2, which was not watched or did not run.
+        """
         A = at_least_float32(self.assignment)
         if level == 1:
             return self._in_space(A.sum(-1))
@@ -115,7 +118,7 @@ class Reduced:
 
     @property
     def expert_weights(self) -> Tensor:
-        """As `Routing.expert_weights`, in half precision."""
+        """(B, E, D, H, W), as `Routing.expert_weights`, in half precision."""
         return self.experts[1]
 
     @property
@@ -221,7 +224,7 @@ def groups_of(grid: tuple[int, int, int], group_size: int) -> Tensor:
 
 
 def entropy(weights: Tensor, axis: int) -> Tensor:
-    """Of weights that sum to one along an axis, over log of how many there are: 0 hard, 1 even. One weight alone has 0."""
+    """Of weights of any shape that sum to one along an axis, over log of how many there are: 0 hard, 1 even. One weight alone has 0."""
     count = weights.shape[axis]
     return -torch.special.xlogy(weights, weights).sum(axis) / np.log(max(count, 2))
 

@@ -139,7 +139,7 @@ class Explorer:
         return figure
 
     def save(self) -> Path:
-        """Write `figure()` into the folder, under a name that nothing has yet: what is there stays."""
+        """Write `figure()` into the folder, under a name that nothing has yet: what is there stays. Raises UserError where a thousand such are there."""
         figure, packed = self.figure(), BytesIO()
         figure.savefig(packed, format="png", dpi=150)
         plt.close(figure)

@@ -46,6 +46,8 @@ class State:
 
 @dataclass(frozen=True)
 class Bar:
+    """One share of a voxel's, with its name and colour."""
+
     name: str
     share: float
     colour: str
@@ -120,7 +122,7 @@ def _slices(volumes: np.ndarray, plane: str, index: int) -> np.ndarray:
 
 
 def values(case: Routed, state: State) -> np.ndarray:
-    """(rows, columns) of what is shown: the winner's number, the channel's weight, or the entropy."""
+    """A slice (h, w) of what is shown: the winner's number, the channel's weight, or the entropy."""
     kind, number = state.channel
     if state.show == "weight":
         maps = case.slots[state.place[:2]] if kind == "slot" else case.weights(state.place)
@@ -234,6 +236,7 @@ def told(case: Routed, state: State) -> str:
 
 
 def told_voxel(case: Routed, state: State) -> str:
+    """In words: the picked voxel, its class and its intensity; or how one is picked."""
     if state.voxel is None:
         return "No voxel is picked: click into the picture, or move in it with the arrow keys."
     value = f"intensity {float(case.image[state.voxel]):.4g}"

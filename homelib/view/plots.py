@@ -34,7 +34,7 @@ def class_colours(classes: int) -> list:
 
 
 def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """One slice, rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
+    """One slice of (D, H, W), rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
     fixed = PLANES[plane][0]
     picture = np.take(volume, index, axis=fixed).T[::-1]  # last axis up
     return picture[:, ::-1]  # R (or A) to the left
@@ -67,7 +67,7 @@ def show_slice(
     bar: bool = True,
     **style: Any,
 ) -> None:
-    """A grey slice with orientation letters and a 50 mm bar (a shorter one where the picture is too narrow for it)."""
+    """A grey slice of an image (D, H, W), with orientation letters and a 50 mm bar (a shorter one where the picture is too narrow for it)."""
     low, high = limits or (float(image.min()), float(image.max()))
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(image, plane, index)
@@ -85,7 +85,7 @@ def show_slice(
 
 
 def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], classes: int, alpha: float = 0.55) -> None:
-    """Class colours over a slice; the background, and what is no class (voxels that the loss does not look at), is left clear."""
+    """Class colours of a label (D, H, W) over a slice; the background, and what is no class (voxels that the loss does not look at), is left clear."""
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(label, plane, index)
     colours = ListedColormap(class_colours(classes))
@@ -100,18 +100,19 @@ def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_m
 
 
 def class_legend(figure: Figure, class_names: Sequence[str]) -> None:
+    """The colours of all classes but the background, below a figure."""
     colours = class_colours(len(class_names))
     patches = [Patch(color=colours[i], label=name.replace("_", " ")) for i, name in enumerate(class_names) if i]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
 
 
 def of_a_class(label: np.ndarray) -> np.ndarray:
-    """Where a label names a structure: neither background nor a voxel of which nothing is known (255)."""
+    """Where a label of any shape names a structure: neither background nor a voxel of which nothing is known (255)."""
     return (label > 0) & (label != IGNORE)
 
 
 def best_slices(label: np.ndarray) -> dict[str, int]:
-    """For each plane, the slice that shows most classes, and most of them."""
+    """For each plane, the slice of a label (D, H, W) that shows most classes, and most of them."""
     chosen = {}
     for plane, (fixed, _) in PLANES.items():
         slices = [(s, of_a_class(s)) for s in np.moveaxis(label, fixed, 0)]
@@ -129,7 +130,7 @@ def case_planes(
     title: str,
     at: dict[str, int] | None = None,
 ) -> Figure:
-    """Three planes; a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
+    """Three planes of (D, H, W); a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
     at = at or best_slices(next(iter(labels.values())))
     rows = {"image": None} | labels
     figure, axes = plt.subplots(len(rows), 3, figsize=(9, 2.9 * len(rows) + 0.6), layout="constrained", squeeze=False)
@@ -216,7 +217,7 @@ def intensity_ranges(table: pd.DataFrame, *, window: tuple[float, float], unit: 
 
 
 def patch_row(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, spacing_mm: Sequence[float], class_names: Sequence[str], title: str) -> Figure:
-    """Patches side by side, the axial slice with most classes of each: as the network sees it, and with its labels."""
+    """Patches (D, H, W) side by side, the axial slice with most classes of each: as the network sees it, and with its labels."""
     figure, axes = plt.subplots(2, len(images), figsize=(2.6 * len(images), 5.2), layout="constrained", squeeze=False)
     for column, (image, label) in enumerate(zip(images, labels, strict=True)):
         index = best_slices(label)["axial"]

@@ -73,7 +73,7 @@ class Routed:
         Args:
             maps: has image, experts, spacing_mm, limits, slots, groups (by stage), label, class_names and name.
             name: another than that of the case.
-            groups: others than those of the window in the scan's middle.
+            groups: others than those of the window in the scan's middle, (d, h, w) or (D, H, W) each.
         """
         shown = {place[:2]: maps.groups[place[0]] for place in maps.experts if place[0] in maps.groups} if groups is None else groups
         slots = {place: weights for place, weights in maps.slots.items() if (*place, 1) in maps.experts}
@@ -114,7 +114,10 @@ def entropy(weights: np.ndarray) -> np.ndarray:
 
 
 def centre_of(label: np.ndarray | None, index: int) -> Voxel:
-    """The voxel of a class that lies nearest to its centre of mass: it is always inside the class. Raises UserError: a class that is nowhere, or no label."""
+    """The voxel of a class of a label (D, H, W) that lies nearest to its centre of mass: it is always inside the class.
+
+    Raises UserError: a class that is nowhere, or no label.
+    """
     if label is None:
         raise UserError(f"label: found none, expected one with class {index}.")
     voxels = np.argwhere(label == index)

@@ -27,6 +27,7 @@ GROUP_COLOURS = "Set2"
 
 
 def told(place: Place) -> str:
+    """In words."""
     stage, block, level = place
     return f"stage {stage}, block {block}, level {level}"
 
@@ -42,13 +43,13 @@ def show_winner(ax: Axes, weights: np.ndarray, plane: str, index: int, *, spacin
 def show_heat(
     ax: Axes, image: np.ndarray, heat: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float], reach: float
 ) -> None:
-    """A weight from 0 to `reach` over the slice of the image that it belongs to."""
+    """A weight (D, H, W) from 0 to `reach` over the slice of the image (D, H, W) that it belongs to."""
     show_slice(ax, image, plane, index, spacing_mm=spacing_mm, limits=limits, bar=False)
     show_slice(ax, heat, plane, index, spacing_mm=spacing_mm, limits=(0, reach), cmap=HEAT, alpha=0.75, bar=False)
 
 
 def show_groups(ax: Axes, groups: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float] = (1, 1, 1), **style: Any) -> None:
-    """Groups of one window's tokens in a slice: colours, which repeat, and a line wherever one group ends; nothing where there is none (-1)."""
+    """Groups (D, H, W) of one window's tokens in a slice: colours, which repeat, and a line wherever one group ends; nothing where there is none (-1)."""
     shown = np.ma.masked_where(groups < 0, (groups % 8).astype(float))
     show_slice(ax, shown, plane, index, spacing_mm=spacing_mm, limits=(0, 7), cmap=GROUP_COLOURS, bar=False, **style)
     picture = slice_of(groups, plane, index)
@@ -270,7 +271,8 @@ def story(
     title: str,
     plane: str = "coronal",
 ) -> Figure:
-    """One slice in a row: the scan, its reference, the prediction, and the weight of the two experts that differ most over it."""
+    """One slice in a row: the scan, its reference, the prediction, all (D, H, W), and the weight of the two experts of maps (E, D, H, W) that differ most
+    over it."""
     index = best_slices(reference)[plane]
     spread = [slice_of(m, plane, index).std() for m in maps]
     shown, reach = np.argsort(spread)[::-1][:2], float(maps.max())

@@ -20,7 +20,7 @@ TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tens
 
 
 def will_differentiate(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may follow."""
+    """Whether a backward pass may follow, for what is computed of these tensors of any shape."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
