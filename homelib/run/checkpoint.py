@@ -31,7 +31,9 @@ _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"  # what JSON cannot say
 def build_network(settings: Settings) -> nn.Module:
     """The network of the settings, at its random start (from torch's global generator)."""
     network = zoo.build(settings.network, settings.model, settings.data.patch_voxels)
-    return network.to(memory_format=LAYOUT) if settings.network in OURS else network
+    if settings.network not in OURS:
+        return network
+    return network.to(memory_format=LAYOUT)  # type: ignore[call-overload]  # which PyTorch's types leave out
 
 
 def save_weights(network: nn.Module, path: Path, settings: Settings, *, class_names: Sequence[str] | None = None) -> None:
@@ -163,7 +165,7 @@ def _onto_disk(path: Path) -> None:
 def _checksum(tensors: dict[str, Tensor]) -> int:
     check = 0
     for name in sorted(tensors):
-        check = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), check))
+        check = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), check))
     return check
 
 

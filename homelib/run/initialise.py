@@ -151,7 +151,7 @@ def _in_our_names(state: dict, network: nn.Module, path: Path) -> dict[str, Tens
         if "{e}" not in theirs:
             parts = state.pop(theirs, None)
         else:
-            experts = []
+            experts: list[Tensor] = []
             while (expert := state.pop(theirs.format(e=len(experts)), None)) is not None:
                 experts.append(expert)
             alike = experts and len({expert.shape for expert in experts}) == 1

@@ -1,5 +1,8 @@
 """One run measured: the trained network on the patient it never saw and on its own, beside three baselines; predictions as NIfTI."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -34,8 +37,8 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True, progress: bool 
     rule = ThresholdAndPosition.fit(train, settings.model.out_channels) if baselines else None
     tables, shown = [], bar(total=2 + (len(BASELINES) if baselines else 0), desc="evaluate", unit="prediction", show=progress)
     for role, case in (("train", train), ("test", test)):
-        methods = {settings.network: lambda case: predict_label([network], case, settings)}
-        if role == "test" and baselines:
+        methods: dict[str, Callable[[PreparedCase], np.ndarray]] = {settings.network: lambda case: predict_label([network], case, settings)}
+        if role == "test" and rule is not None:
             methods |= {
                 "untrained network": lambda case: to_native(untrained(case, settings), case),
                 "all background": lambda case: to_native(all_background(case, settings), case),
@@ -51,7 +54,7 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True, progress: bool 
 
 def _measure(run: Run, role: str, case: PreparedCase, methods: dict, shown: tqdm) -> pd.DataFrame:
     manifest = load_manifest(case.case.manifest)
-    reference = read_label(case.case.label, case.native_shape, case.native_affine, manifest)
+    reference = read_label(case.case.label_file, case.native_shape, case.native_affine, manifest)
     spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
     tables = []
     for method, predict in methods.items():
