@@ -60,11 +60,10 @@ def ended(sentence: str) -> str:
 
 def leaves(tree: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     """All leaves of a settings tree by their dotted names."""
-    found = {}
+    found: dict[str, FieldInfo] = {}
     for name, field in tree.model_fields.items():
         inner = field.annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        found |= leaves(inner, f"{prefix}{name}.") if nested else {prefix + name: field}
+        found |= leaves(inner, f"{prefix}{name}.") if isinstance(inner, type) and issubclass(inner, BaseModel) else {prefix + name: field}
     return found
 
 

