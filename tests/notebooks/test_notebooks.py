@@ -21,7 +21,7 @@ from homelib.study.workbook import notebooks, run_workbook
 NOTEBOOKS = {path.stem: path for path in notebooks()}
 MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel"}
 FIGURES = {  # at least
-    "00_start_here": 1,
+    "00_start_here": 2,
     "01_data_preparation": 11,
     "02_model_walkthrough": 1,
     "03_training": 3,
