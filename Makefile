@@ -20,7 +20,7 @@ endif
 timed = @$(1); status=$$?; seconds=$$(( $$(date +%s) - $(STARTED) )); \
 	echo "make $@: exit status $$status after $$((seconds / 60)) min $$((seconds % 60)) s in all"; exit $$status
 
-.PHONY: help env demo test lint lab bench bench-data bench-evaluation bench-gpu wheels-gpu site gallery clean
+.PHONY: help env demo test lint lab bench bench-data bench-evaluation bench-gpu wheels-gpu weights site gallery clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -58,6 +58,9 @@ bench-gpu: ## speed and memory on a GPU, into benchmarks/results/gpu.json (PYTHO
 
 wheels-gpu: $(READY) ## collect wheels of pure Python into build/wheels, to be carried with the clone to a GPU without a network, for bench-gpu
 	@bash scripts/make_wheels.sh
+
+weights: $(READY) ## after make demo: its trained network in 6 bits, with a card, into homelib/weights/demo, which notebook 00 shows
+	$(call timed,.venv/bin/python scripts/weights.py)
 
 site: $(READY) ## the executed notebooks of make demo and the docs as web pages with search, into build/site
 	@.venv/bin/python -c 'import material, latex2mathml' 2>/dev/null || .venv/bin/python -m pip install --quiet -c constraints-cpu.txt -e '.[site]'

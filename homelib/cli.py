@@ -279,12 +279,14 @@ def export(
         str, typer.Option(help="bundle (MONAI), hub (safetensors and a model card), or onnx", autocompletion=names.one_of("bundle", "hub", "onnx"))
     ] = "bundle",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="new folder; default RUN-bundle or RUN-hub")] = None,
+    bits: Annotated[int, typer.Option(help="2 to 8: weights rounded, for a small file; 32: as they are")] = 32,
 ) -> None:
     """Write a run for others, with its weights, settings, manifest and a model card."""
     from .run.export import export as write
     from .run.folder import Run
 
-    console.print(f"{write(Run.open(folder), to, out or folder.with_name(f'{folder.name}-{to}'))}: written.", highlight=False, markup=False)
+    written = write(Run.open(folder), to, out or folder.with_name(f"{folder.name}-{to}"), bits=bits)
+    console.print(f"{written}: written.", highlight=False, markup=False)
 
 
 def parse_changes(changes: list[str], *, option: str = "--set") -> dict[str, object]:

@@ -259,6 +259,36 @@ def group_strips(groups: np.ndarray, *, title: str) -> Figure:
     return figure
 
 
+def first_look(routed: Routed, predicted: np.ndarray, place: Place, *, title: str) -> Figure:
+    """Three planes, each where the reference shows most: the scan, the reference, the prediction, and the winning expert under the reference's outlines.
+
+    Args:
+        routed: with a label.
+        predicted: (D, H, W) class indices.
+
+    Raises:
+        UserError: a place that was not traced, or a scan without a label.
+    """
+    if routed.label is None:
+        raise UserError(f"{routed.name}: found no label, expected one: the prediction is shown beside it.")
+    weights, classes = routed.weights(place), len(routed.class_names)
+    shown: dict[str, Any] = {"spacing_mm": routed.spacing_mm}
+    figure, axes = plt.subplots(3, 4, figsize=(11, 8.2), layout="constrained")
+    for line, (plane, index) in zip(axes, best_slices(routed.label).items(), strict=True):
+        for ax, label in zip(line, (None, routed.label, predicted, None), strict=True):
+            show_slice(ax, routed.image, plane, index, limits=routed.limits, bar=ax is line[0], **shown)
+            if label is not None:
+                show_label(ax, label, plane, index, classes=classes, **shown)
+        show_winner(line[3], weights, plane, index, alpha=0.6, **shown)
+        contours(line[3], routed.label, plane, index, classes=classes, width=0.8)
+        line[0].set_ylabel(f"{plane}, slice {index}", fontsize=9)
+    for ax, name in zip(axes[0], ("scan", "reference", "prediction", f"winning expert,\n{told(place)}"), strict=True):
+        ax.set_title(name, fontsize=10)
+    figure.suptitle(f"{routed.name}{title and '; ' + title}", fontsize=11)
+    legend(figure, experts=len(weights), class_names=routed.class_names)
+    return figure
+
+
 def story(
     image: np.ndarray,
     reference: np.ndarray,
