@@ -21,6 +21,7 @@ from ..network.scan.backends import resolve
 from ..paths import clear_parts
 from .checkpoint import step_of
 from .folder import Run, written_whole
+from .heap import keep_freed_memory
 from .mixture import label_space
 
 MEANS = (
@@ -61,6 +62,8 @@ def launched(config: TrainingConfig) -> Fabric:
         # of 1x1x1 convolutions, whose two memory formats are one
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     return fabric
 
 
