@@ -63,7 +63,6 @@ weights: $(READY) ## after make demo: its trained network in 6 bits, with a card
 	$(call timed,.venv/bin/python scripts/weights.py)
 
 site: $(READY) ## the executed notebooks of make demo and the docs as web pages with search, into build/site
-	@.venv/bin/python -c 'import material, latex2mathml' 2>/dev/null || .venv/bin/python -m pip install --quiet -c constraints-cpu.txt -e '.[site]'
 	$(call timed,.venv/bin/python scripts/site.py)
 
 gallery: demo ## make demo, and from it the small pictures of the README's map, into docs/gallery
