@@ -7,6 +7,8 @@ starts, computes, validates or writes.
 import os
 import signal
 import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,7 @@ SETTINGS = {  # every state that a checkpoint holds is in play
     "training.accelerator": "cpu", "training.steps": 12, "training.batch_size": 1, "training.validate_every": 6, "training.checkpoint_every": 2,
     "training.ema": 0.9, "training.clip_norm": 1.0, "training.augment.noise": 0.05, "training.warmup_steps": 3, "data.patch_voxels": (16, 16, 32),
 }  # fmt: skip
-EARLY = 4  # each fourth kill comes before the first checkpoint of an undisturbed training would be there
-SHARE = 0.7  # of the time from the first checkpoint of an undisturbed training to its end, that a killed one is left at most
+EARLY = 4  # each fourth kill comes before the first checkpoint is there; the others after one, two or three that this process has written
 
 
 def train(folder: str) -> None:
@@ -49,19 +50,18 @@ def kill_and_resume(folder: Path, *, kills: int, seed: int) -> dict:
     """
     rng, steps, unreadable, identical, runs = np.random.default_rng(seed), [], 0, True, 0
     _run(folder / "warm")  # the first one compiles, and prepares the cases
-    starting, whole = _timed(Run(folder / "undisturbed"))
+    starting, between = _timed(Run(folder / "undisturbed"))
     expected = _weights(Run(folder / "undisturbed"))
     run = Run(folder / "0")
     while len(steps) < kills:
-        early = len(steps) % EARLY == EARLY - 1  # some while it still starts
-        after = rng.uniform(0, starting) if early else starting + rng.uniform(0, SHARE * (whole - starting))
-        seconds = _run(run.folder, end_after=after)
-        if seconds is None:
+        if len(steps) % EARLY == EARLY - 1:
+            ended = _run(run.folder, end_after=rng.uniform(0, starting))
+        else:
+            ended = _run(run.folder, checkpoints=rng.integers(1, 4), end_after=rng.uniform(0, 2 * between))
+        if not ended:
             steps.append(_step(run))
             unreadable += not _readable(run)
             continue
-        faster = min(1.0, seconds / whole)  # than the undisturbed one was: on a machine that was busy then, no kill might ever come in time
-        starting, whole = faster * starting, faster * whole
         identical, runs = identical and _same(_weights(run), expected), runs + 1
         run = Run(folder / str(runs))
     _run(run.folder)
@@ -70,32 +70,44 @@ def kill_and_resume(folder: Path, *, kills: int, seed: int) -> dict:
 
 
 def _timed(run: Run) -> tuple[float, float]:
-    """Seconds to the first checkpoint of an undisturbed training, and to its end."""
-    began, first = time.perf_counter(), None
-    process = new_processes(train.__module__).Process(target=train, args=(str(run.folder),))
-    process.start()
-    while process.is_alive():
-        if first is None and run.checkpoint_file.exists():
-            first = time.perf_counter() - began
-        time.sleep(0.01)
-    whole = time.perf_counter() - began
-    if process.exitcode:
-        raise RuntimeError(f"{run.folder}: the training ended with exit status {process.exitcode}")
-    return min(first or whole, whole), whole
+    """Seconds to the first checkpoint of an undisturbed training, and from one to the next."""
+    process, began = _started(run.folder), time.perf_counter()
+    written = [time.perf_counter() - began for _ in _checkpoints(process, run)]
+    process.join()
+    if process.exitcode or len(written) < 2:
+        raise RuntimeError(f"{run.folder}: the training ended with exit status {process.exitcode} after {len(written)} checkpoints")
+    return written[0], (written[-1] - written[0]) / (len(written) - 1)
 
 
-def _run(folder: Path, *, end_after: float | None = None) -> float | None:
-    """Seconds to its end; None where it was killed before."""
-    began = time.perf_counter()
-    process = new_processes(train.__module__).Process(target=train, args=(str(folder),))
-    process.start()
+def _run(folder: Path, *, checkpoints: int = 0, end_after: float | None = None) -> bool:
+    """Whether it came to its end: not where it was killed before, so many seconds after it had written so many checkpoints."""
+    process = _started(folder)
+    for count, _ in enumerate(_checkpoints(process, Run(folder)) if checkpoints else (), start=1):
+        if count == checkpoints:
+            break
     process.join(end_after)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"{folder}: the training ended with exit status {process.exitcode}")
-    return time.perf_counter() - began if process.exitcode == 0 else None
+    return process.exitcode == 0
+
+
+def _started(folder: Path) -> BaseProcess:
+    process = new_processes(train.__module__).Process(target=train, args=(str(folder),))
+    process.start()
+    return process
+
+
+def _checkpoints(process: BaseProcess, run: Run) -> Iterator[int]:
+    """When each checkpoint was written, as it comes, until the process ends."""
+    when = lambda: run.checkpoint_file.stat().st_mtime_ns if run.checkpoint_file.exists() else 0  # noqa: E731
+    last = when()
+    while process.is_alive():
+        if (now := when()) != last:
+            yield (last := now)
+        time.sleep(0.002)
 
 
 def _readable(run: Run) -> bool:

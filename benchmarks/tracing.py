@@ -1,6 +1,6 @@
 """What tracing the routing costs: a training step of Mamba-HoME without hooks, with an inactive trace behind it, and while all stages are traced.
 
-    python -m benchmarks.tracing [--size 96] [--width 24] [--batch 1] [--runs 5] [--threads 2] [--device cpu]
+    python -m benchmarks.tracing [--size 96 32] [--runs 5 60] [--width 24] [--batch 1] [--threads 2] [--device cpu]
 
 Prints a table and writes benchmarks/results/tracing.json. Wanted: an inactive trace within 1 % of none, and at most 1 GiB more with all stages
 traced and reduced (experts, winner, entropy of both levels). The first stage has 24 channels, half the paper's, whose step at 96^3 needs about 20 GiB on
@@ -47,15 +47,10 @@ def steps(*, size: int, width: int, batch: int, device: str = "cpu", runs: int =
     return measure_in_turn({name: lambda how=how: step(how) for name, how in zip(WAYS, ways, strict=True)}, runs=runs, device=device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("size", 96), ("width", WIDTH), ("batch", 1), ("runs", 5), ("threads", 2), ("patience", 3600)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--device", default="cpu")
-    told = parser.parse_args()
-    case = {"kind": "tracing", "size": told.size, "width": told.width, "batch": told.batch, "runs": told.runs, "device": told.device}
+def of_size(told: argparse.Namespace, size: int, runs: int) -> list[dict]:
+    case = {"kind": "tracing", "size": size, "width": told.width, "batch": told.batch, "runs": runs, "device": told.device}
     done = in_process(case, threads=told.threads, patience_seconds=told.patience)
-    rows = [{"what": name} | (done if "skipped" in done else done[name]) for name in WAYS]
+    rows = [{"what": name, "size": size} | (done if "skipped" in done else done[name]) for name in WAYS]
     if "skipped" not in done:
         base = rows[0]
         for row in rows:
@@ -63,7 +58,19 @@ def main() -> None:
             row["extra MiB"] = row["peak_mib"] - base["peak_mib"]
             row["kept MiB"] = row["detail"]["kept_mib"]
     columns = ["what", "seconds", "fastest", "over none, %", "peak_mib", "extra MiB", "kept MiB"]
-    table(f"A step, {told.size}^3, batch {told.batch}, first stage {told.width} channels, {told.device}, {told.threads} threads", rows, columns)
+    table(f"A step, {size}^3, batch {told.batch}, first stage {told.width} channels, {told.device}, {told.threads} threads", rows, columns)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, nargs="+", default=[96, 32], help="the large one for memory, the small one for time")
+    parser.add_argument("--runs", type=int, nargs="+", default=[5, 60], help="of each size")
+    for name, default in (("width", WIDTH), ("batch", 1), ("threads", 2), ("patience", 3600)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    told = parser.parse_args()
+    rows = [row for size, runs in zip(told.size, told.runs, strict=True) for row in of_size(told, size, runs)]
     print(f"\n{save('tracing' if told.width == WIDTH else f'tracing-{told.width}', vars(told) | {'rows': rows})}")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import Strategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -21,6 +22,7 @@ from ..network.scan.backends import resolve
 from ..paths import clear_parts
 from .checkpoint import step_of
 from .folder import Run, written_whole
+from .heap import keep_freed_memory
 from .mixture import label_space
 
 MEANS = (
@@ -47,7 +49,7 @@ def launched(config: TrainingConfig) -> Fabric:
             f"training.devices {config.devices}, num_nodes {config.num_nodes}: found {found}, expected {asked}. Set both, and strategy=ddp, or start one."
         )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    strategy: object = config.strategy
+    strategy: str | Strategy = config.strategy
     if config.strategy == "fsdp":
         if config.accelerator not in ("auto", "cuda") or not torch.cuda.is_available():
             raise UserError(f"training.strategy: found fsdp on {config.accelerator}, expected a CUDA GPU for it. Set training.strategy=ddp.")
@@ -61,10 +63,12 @@ def launched(config: TrainingConfig) -> Fabric:
         # of 1x1x1 convolutions, whose two memory formats are one
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     return fabric
 
 
-def on_devices(config: TrainingConfig, *, devices: int = 1, num_nodes: int = 1, strategy: object = "auto") -> Fabric:
+def on_devices(config: TrainingConfig, *, devices: int = 1, num_nodes: int = 1, strategy: str | Strategy = "auto") -> Fabric:
     """Fabric with the accelerator and precision of the settings. Raises UserError where it cannot have the devices."""
     without_srun()
     try:
@@ -86,6 +90,7 @@ def without_srun() -> None:
 
 
 def check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:
+    """Before anything is written: settings that agree with the data and with what is measured at validations. Raises UserError where they do not."""
     names = label_space(settings.data).class_names
     if settings.model.out_channels != len(names):
         sets = " and ".join((settings.data.manifest, *settings.data.also))

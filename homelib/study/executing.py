@@ -22,9 +22,8 @@ from ..errors import UserError
 
 ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of the cells that papermill puts into an executed copy
 
-# What the libraries below Python are told, unless the caller tells them. A thread that waits for work spins a little, then sleeps (see the
-# Makefile). And glibc keeps freed memory for the next tensor: to give it back and fetch it anew costs a tenth of a training step.
-ON_A_CPU = {"GOMP_SPINCOUNT": "10000", "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+# What OpenMP is told, unless the caller tells it: a thread that waits for work spins a little, then sleeps (see the Makefile).
+ON_A_CPU = {"GOMP_SPINCOUNT": "10000"}
 FOR_KERNELS = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 LONGEST_SOCKET = 90  # bytes of a path; systems allow some 100
@@ -85,11 +84,12 @@ class Kernel:
         ours = self
 
         class Bound(AsyncKernelManager):
-            async def start_kernel(self, **named: Any) -> None:
+            async def start_kernel(self, **named: Any) -> None:  # type: ignore[override]  # as AsyncKernelManager itself does to KernelManager
                 if sockets is not None:
                     self.transport, self.ip = "ipc", str(sockets / "k")
                 await super().start_kernel(preexec_fn=_end_with_parent, **named)
-                ours._process = self.provisioner.process
+                provisioner: Any = self.provisioner
+                ours._process = provisioner.process
                 if ours._asked:
                     ours.kill()  # nothing was computed yet
 
