@@ -127,7 +127,7 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequ
     )
 
 
-def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[PreparedCase], progress: bool) -> float:
+def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[PreparedCase], progress: bool = False) -> float:
     """Of one case, on average over all by their windows. One of middle size is validated on, as far as it comes; 0 without cases."""
     if not cases:
         return 0.0
