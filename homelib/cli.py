@@ -154,7 +154,7 @@ def train(
     from .config import override, preset
     from .data.cases import demo_data, with_demo_cases
     from .data.cases import prepared as prepared_demo
-    from .run.cohort import FAULTY, Cohort, DataSet, cohort, folds_of
+    from .run.cohort import FAULTY, Cohort, DataSet, Faulty, cohort, folds_of
     from .run.signals import STATUS, Stopped
     from .run.train import fit
     from .study.folds import train_folds
@@ -164,12 +164,13 @@ def train(
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    console.quiet = bool(rank_zero_only.rank)  # of several processes one talks
+    console.quiet = bool(getattr(rank_zero_only, "rank", 0))  # of several processes one talks
     changes = parse_changes(set)
     start = preset(profile or ("paper" if data else "laptop"))
-    if faulty not in FAULTY:
+    wanted: Faulty | None = next((known for known in FAULTY if known == faulty), None)
+    if wanted is None:
         raise UserError(f"--faulty: found {faulty!r}, expected one of {', '.join(FAULTY)}.")
-    sets = [DataSet(name, *places, faulty) for name, places in zip(data, _places(data, root, prepared), strict=True)]
+    sets = [DataSet(name, *places, wanted) for name, places in zip(data, _places(data, root, prepared), strict=True)]
     if fold is not None and not (sets and (fold == "all" or fold.isdecimal())):
         raise UserError(f"--fold: found {fold!r}, expected a number from 0 or all, with --data.")
     if not sets:
@@ -203,7 +204,8 @@ def train(
 def _places(data: list[str], root: list[Path], prepared: list[Path]) -> list[tuple[Path, Path | None]]:
     if len(root) != len(data) or len(prepared) not in (0, len(data)):
         raise UserError(f"--root, --prepared: found {len(root)} and {len(prepared)} for {len(data)} --data, expected one each; --prepared may be left out.")
-    return list(zip(root, prepared or [None] * len(data), strict=True))
+    its: list[Path | None] = [*prepared] or [None] * len(data)
+    return list(zip(root, its, strict=True))
 
 
 @command(
@@ -249,11 +251,11 @@ def predict(
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)
 
-    cases = find_part(manifest, root, part) if root else find_inputs(images, manifest, modality=modality, say=say)
+    cases = find_part(manifest, root, part) if root else find_inputs(images or [], manifest, modality=modality, say=say)
 
     def on_done(result: Predicted) -> None:
         if result.state == "predicted":
-            found = ", ".join(f"{name} {voxels}" for name, voxels in result.voxels.items())
+            found = ", ".join(f"{name} {voxels}" for name, voxels in (result.voxels or {}).items())
             say(f"{result.path}: {'x'.join(map(str, result.shape))} voxels; {found}")
         elif result.state == "failed" and len(cases) > 1:
             say(result.message)
@@ -277,12 +279,14 @@ def export(
         str, typer.Option(help="bundle (MONAI), hub (safetensors and a model card), or onnx", autocompletion=names.one_of("bundle", "hub", "onnx"))
     ] = "bundle",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="new folder; default RUN-bundle or RUN-hub")] = None,
+    bits: Annotated[int, typer.Option(help="2 to 8: weights rounded, for a small file; 32: as they are")] = 32,
 ) -> None:
     """Write a run for others, with its weights, settings, manifest and a model card."""
     from .run.export import export as write
     from .run.folder import Run
 
-    console.print(f"{write(Run.open(folder), to, out or folder.with_name(f'{folder.name}-{to}'))}: written.", highlight=False, markup=False)
+    written = write(Run.open(folder), to, out or folder.with_name(f"{folder.name}-{to}"), bits=bits)
+    console.print(f"{written}: written.", highlight=False, markup=False)
 
 
 def parse_changes(changes: list[str], *, option: str = "--set") -> dict[str, object]:

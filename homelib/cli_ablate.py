@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.console import Console
 from . import cli_complete as names
 from .cli_help import command, epilog
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .study.ablate import Sweep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +65,7 @@ def plan(
     runs, place = loaded.runs(), folder or default_folder(loaded.name)
     there = {row.record.name: row for row in Sweep.open(place).rows()} if (place / "plan.json").exists() else {}
     arms = {run.arm: (run.changes, run.fold) for run in runs}
-    figures = {"figures": given["figures"]} if "figures" in given else {}
+    figures: dict[str, Any] = {"figures": given["figures"]} if "figures" in given else {}
     probes = measured(loaded.profile, arms, data=placed(loaded, root), cores=cores or 1, **figures) if probe else {}
     most = max((one.gib for one in probes.values()), default=1.0)
     at_once = fitting(cores=usable_cores(), cores_a_run=cores or 1, gib_a_run=most, free_gib=free_memory_gib())
@@ -151,32 +154,42 @@ def collect(grid: Begun, folder: Folder = None) -> None:
     say(f"{sweep.folder / 'results.csv'}: {told}")
 
 
-def _begun(grid: str, folder: Path | None):
+def _begun(grid: str, folder: Path | None) -> "Sweep":
     from .study.ablate import PLAN, Sweep, default_folder
 
     return Sweep.open(folder or (grid if (Path(grid) / PLAN).exists() else default_folder(Path(grid).stem)))
 
 
 def _go_on(
-    sweep, executor: str, at_once: int | None, cores: int | None, gpus: int | None, memory: float | None, limit: float | None, failed: bool, slurm
+    sweep: "Sweep",
+    executor: str,
+    at_once: int | None,
+    cores: int | None,
+    gpus: int | None,
+    memory: float | None,
+    limit: float | None,
+    failed: bool,
+    slurm: list[str],
 ) -> None:
     from .cli import parse_changes
     from .study.ablate_report import states_table
     from .study.executors import Local, Slurm, visible_gpus
 
     seconds = None if limit is None else 60 * limit
+    where: Local | Slurm
     if executor == "local":
         if slurm:
             raise UserError("--slurm: found options of sbatch with --executor local; choose slurm, or leave them off.")
         names = visible_gpus()[:gpus]
         if at_once is None:
-            where = Local.fitting(sweep.folder, gib_a_run=memory or sweep.memory_gib(), cores=cores, gpus=names)
+            here = Local.fitting(sweep.folder, gib_a_run=memory or sweep.memory_gib(), cores=cores, gpus=names)
         else:
-            where = Local(sweep.folder, at_once=at_once, cores=cores or 1, gpus=names)
-        each = "a GPU" if names else f"{where.cores} core" + "s" * (where.cores > 1)
-        say(f"{sweep.folder}: {len(sweep.tasks)} runs, {where.at_once} at once, {each} each.")
+            here = Local(sweep.folder, at_once=at_once, cores=cores or 1, gpus=names)
+        each = "a GPU" if names else f"{here.cores} core" + "s" * (here.cores > 1)
+        say(f"{sweep.folder}: {len(sweep.tasks)} runs, {here.at_once} at once, {each} each.")
+        where = here
     elif executor == "slurm":
-        asked = {"name": sweep.folder.name, "cores": cores or 1, "gpus": gpus or 0, "gib": memory, "limit_seconds": seconds}
+        asked: dict[str, Any] = {"name": sweep.folder.name, "cores": cores or 1, "gpus": gpus or 0, "gib": memory, "limit_seconds": seconds}
         where = Slurm(sweep.folder, at_once=at_once or 256, options=parse_changes(slurm, option="--slurm"), **asked)
     else:
         raise UserError(f"--executor: found {executor!r}, expected local or slurm.")

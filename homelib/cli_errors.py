@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -13,17 +14,17 @@ from .errors import UserError
 
 MISTAKE, FAULT, STOPPED = 2, 1, 130  # exit status: of a user's mistake, of a fault of ours, of Ctrl-C
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a write that finds none does not say which file it was for
-_UsageError = typer.BadParameter.__base__  # of the words on the command line; typer gives it no name of its own
+_UsageError: Any = typer.BadParameter.__base__  # of the words on the command line; typer gives it no name of its own
 
 
 class Home(TyperGroup):
     """`home` itself. All that its commands raise ends here; --debug may stand before or after the command."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with one_line():
             return super().parse_args(ctx, sorted(args, key=lambda word: word != "--debug"))  # to the front, all else as it was
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: Any) -> object:
         with one_line(debug=ctx.params["debug"]):
             return super().invoke(ctx)
 

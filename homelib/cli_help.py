@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import typer
 from typer.core import TyperCommand
@@ -22,8 +23,9 @@ def epilog(examples: tuple[str, ...]) -> str:
 class _Command(TyperCommand):
     """A command in whose help {prediction.mirror} stands for that setting and its default."""
 
-    def format_help(self, ctx: typer.Context, formatter: object) -> None:
-        for parameter in self.params:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        parameters: list[Any] = self.params
+        for parameter in parameters:
             if parameter.help and _SETTING.search(parameter.help):
                 parameter.help = _with_defaults(parameter.help)
         super().format_help(ctx, formatter)

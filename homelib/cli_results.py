@@ -1,7 +1,7 @@
 """`home evaluate`, `home compare`, `home tables`: numbers, and methods beside each other."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,8 +66,8 @@ def evaluate(
         return
     from .study.evaluation_report import evaluate_files
 
-    asked = {"data": data, "raw": raw, "csv": csv, "convention": convention, "lesions": tuple(lesions), "tolerances_mm": tuple(tolerance), "workers": workers}
-    if not evaluate_files(predicted, reference, console, **asked):
+    how: dict[str, Any] = {"convention": convention, "lesions": tuple(lesions), "tolerances_mm": tuple(tolerance), "workers": workers}
+    if not evaluate_files(predicted, reference, console, data=data, raw=raw, csv=csv, **how):
         raise typer.Exit(1)
 
 
@@ -115,7 +115,7 @@ def tables(
     if not folders and paper is None:
         raise UserError("FOLDER: found none, expected run folders or folders of grids; or --paper with a table of the paper.")
     form = forms[0] if forms else "markdown"
-    if not folders:
+    if not folders and paper is not None:
         print(paper_table(paper).as_text(form))
     for folder in folders or []:
         if is_grid(folder):

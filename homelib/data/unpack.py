@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
@@ -35,7 +36,7 @@ class _Member:
     size: int
     kind: str
     link: str
-    open: object  # () -> stream
+    open: Callable[[], IO[bytes]]
 
 
 def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None = None, progress: bool = False) -> list[Path]:
@@ -111,20 +112,22 @@ def _members(archive: Path, packed: IO[bytes]) -> Iterator[_Member]:
                 mode = info.external_attr >> 16
                 plain = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
                 kind = ("folder" if info.is_dir() else "file") if plain else "a link or a device"
-                yield _Member(info.filename, info.file_size, kind, "", lambda info=info: zipped.open(info))
+                yield _Member(info.filename, info.file_size, kind, "", partial(zipped.open, info))
         return
     if not tarfile.is_tarfile(archive):
         raise UserError(f"{archive}: no zip or tar archive; expected one of these. Fetch it again, or unpack it by hand.")
     with tarfile.open(fileobj=packed) as tar:
-        for info in tar:
-            kind = "folder" if info.isdir() else "file" if info.isreg() else "link" if info.issym() else "a hard link or a device"
-            yield _Member(info.name, info.size if info.isreg() else 0, kind, info.linkname, lambda info=info: _stream(tar, info))
+        for part in tar:
+            kind = "folder" if part.isdir() else "file" if part.isreg() else "link" if part.issym() else "a hard link or a device"
+            yield _Member(part.name, part.size if part.isreg() else 0, kind, part.linkname, partial(_stream, tar, part))
         if len(tar.fileobj.read(MOST_PADDING + 1)) > MOST_PADDING:  # to the end, where gzip compares its checksum
             raise tarfile.ReadError("something after the end of the archive")
 
 
-def _stream(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    return tar.extractfile(info)
+def _stream(packed: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    stream = packed.extractfile(info)
+    assert stream is not None  # of a plain file
+    return stream
 
 
 def _safe(archive: Path, member: _Member) -> PurePosixPath:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -111,14 +112,14 @@ class _Flow:
         """Of a norm between two parts: its output counts as that of the first."""
         self.made[id(output)] = (self.made[id(given[0])][0], output)
 
-    def _add(self, name: str, output: Tensor, **more) -> None:
+    def _add(self, name: str, output: Tensor, **more: Any) -> None:
         self.made[id(output)] = (name, output)
         self.rows.append({"part": name, **more, "channels": output.shape[1], "grid": tuple(output.shape[2:])})
 
 
 def _parts(network: nn.Module) -> dict[str, nn.Module]:
     """The network's children, those of a list one by one: stages[0], lift[0], up[0], refine, head."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, child in network.named_children():
         found |= {f"{name}[{i}]": one for i, one in enumerate(child)} if isinstance(child, nn.ModuleList) else {name: child}
     return found

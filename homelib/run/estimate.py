@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ class Estimate:
             takes = {"compute": compute, "data loading": loading, "validation": validation}
             rate = self.patch_mib / patch_step * gpus
             hours = {"hours": (training + validation) / 3600, "of it validation": validation / 3600}
-            rows.append({"GPUs": gpus} | hours | {"limit": max(takes, key=takes.get), "MiB/s read": rate, "workers a GPU": needed})
+            rows.append({"GPUs": gpus} | hours | {"limit": max(takes, key=takes.__getitem__), "MiB/s read": rate, "workers a GPU": needed})
         return rows
 
 
@@ -88,7 +89,7 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequ
     fabric = on_devices(config)
     with torch.random.fork_rng():
         network = fabric.setup_module(build_network(settings))
-    optimizer = fabric.setup_optimizers(build_optimizer(network, config))
+    optimizer: Any = fabric.setup_optimizers(build_optimizer(network, config))
     source = source_of(cases, settings)
     source.patch(0, 0)
     began = time.perf_counter()

@@ -12,8 +12,8 @@ import torch
 
 try:
     import resource
-except ImportError:  # Windows
-    resource = None
+except ImportError:
+    resource = None  # type: ignore[assignment]  # Windows has none
 
 from ..errors import UserError
 from ..progress import bar
@@ -51,7 +51,10 @@ class History:
 
 
 class TensorBoard:
-    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`; what is there from the step `begin` on is no longer shown."""
+    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`; what is there from the step `begin` on is no longer shown.
+
+    Raises UserError: it is not installed.
+    """
 
     def __init__(self, folder: Path, *, begin: int):
         try:

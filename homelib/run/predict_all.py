@@ -6,8 +6,9 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def predict_all(
         shown.set_description(f"{case.id} ({number} of {len(cases)})")
         result = Predicted(case.id, "unchanged", path)
         if not record.has(case, path):
-            result = _tried(lambda case=case, path=path: _one(case, ensemble, path, names, probabilities, shown, say, record), case, path)
+            result = _tried(partial(_one, case, ensemble, path, names, probabilities, shown, say, record), case, path)
         results.append(result)
         on_done(result)
     shown.close()
@@ -196,7 +197,7 @@ def _one(
         say(f"{case.id}: {times(shape)} voxels as prepared; memory beyond the networks, GiB: {needed.told(stages)}.")
         shown.total += voxels
         count = windows_of(prepared, settings).count
-        how = {"on_window": lambda windows: shown.update(voxels * windows / count), "say": say}
+        how: dict[str, Any] = {"on_window": lambda windows: shown.update(voxels * windows / count), "say": say}
         if probabilities:
             with ProbabilityMaps(prepared.native_shape, names, path.parent) as maps:
                 label = predict_label(ensemble.networks, prepared, settings, on_slab=maps.add, **how)

@@ -28,7 +28,7 @@ def chosen(cases: Sequence[PreparedCase], most: int | None) -> list[PreparedCase
     if most is None or most >= len(cases):
         return list(cases)
     mark = {case.case.id: hashlib.sha256(case.case.id.encode("utf-8", "surrogateescape")).digest() for case in cases}
-    among = sorted(mark, key=mark.get)[:most]
+    among = sorted(mark, key=mark.__getitem__)[:most]
     return [case for case in cases if case.case.id in among]
 
 

@@ -15,11 +15,12 @@ from .states import ENDED, Row
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..run.folder import State
     from .grids import Planned
     from .probe import Probe
 
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "stale": "yellow", "stopped": "yellow"}
-ORDER = ("failed", "running", "stale", "stopped", "queued", "done")
+ORDER: tuple["State", ...] = ("failed", "running", "stale", "stopped", "queued", "done")
 
 
 def print_plan(runs: Sequence["Planned"], states: Mapping[str, Row], probes: Mapping[str, "Probe"], *, at_once: int, console: Console) -> None:
@@ -85,7 +86,8 @@ class Pace:
     """How far a grid is, at what rate, and how long still, in a line. The rate is of the runs that have ended since it was made."""
 
     def __init__(self) -> None:
-        self.began, self.before = time.monotonic(), None
+        self.began = time.monotonic()
+        self.before: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> str:
         ended = sum(row.record.state in ENDED for row in rows)
@@ -99,7 +101,8 @@ class Shown:
     def __init__(self) -> None:
         from IPython.display import DisplayHandle
 
-        self._handle, self._before = DisplayHandle(), None
+        self._handle = DisplayHandle()
+        self._before: list | None = None
 
     def __call__(self, rows: Sequence[Row]) -> None:
         states = [(row.record.state, row.record.notebook, row.steps) for row in rows]

@@ -47,7 +47,7 @@ class Association:
 
     @property
     def log2_lift(self) -> np.ndarray:
-        """(classes that are there, E), `LEAST_LOG2` at least."""
+        """(C, E) of the C classes that are there, `LEAST_LOG2` at least."""
         return _log2_lift(self.joint[self.voxels > 0])
 
     def lift(self, *, confidence: float = 0.95) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def pooled(found: Sequence[Association]) -> Association:
     share = voxels / voxels.sum()
     joint = sum(part * one.joint for part, one in zip(share, found, strict=True))
     null = sum(part * one.null for part, one in zip(share, found, strict=True))
-    return Association(first.class_names, joint, null, sum(one.voxels for one in found))
+    return Association(first.class_names, joint, null, np.sum([one.voxels for one in found], 0))
 
 
 def by_group(found: Sequence[Mapping[Layer, Association]], groups: Sequence[str], *, name: str = "modality") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -168,7 +168,8 @@ def by_group(found: Sequence[Mapping[Layer, Association]], groups: Sequence[str]
     Returns:
         `lift_table` and `information_table`, with the column `name` and the number of cases.
     """
-    lifts, bits = [], []
+    lifts: list[pd.DataFrame] = []
+    bits: list[pd.DataFrame] = []
     for group in dict.fromkeys(groups):
         members = [its for its, of in zip(found, groups, strict=True) if of == group]
         together = {layer: pooled([its[layer] for its in members]) for layer in members[0]}

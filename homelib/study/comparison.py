@@ -1,7 +1,10 @@
 """One run measured: the trained network on the patient it never saw and on its own, beside three baselines; predictions as NIfTI."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from ..data.cases import the_one
 from ..data.demo import DemoData
@@ -34,14 +37,19 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True, progress: bool 
     rule = ThresholdAndPosition.fit(train, settings.model.out_channels) if baselines else None
     tables, shown = [], bar(total=2 + (len(BASELINES) if baselines else 0), desc="evaluate", unit="prediction", show=progress)
     for role, case in (("train", train), ("test", test)):
-        methods = {settings.network: lambda case: predict_label([network], case, settings)}
-        if role == "test" and baselines:
+        methods: dict[str, Callable[[PreparedCase], np.ndarray]] = {settings.network: lambda case: predict_label([network], case, settings)}
+        if role == "test" and rule is not None:
             methods |= {
                 "untrained network": lambda case: to_native(untrained(case, settings), case),
                 "all background": lambda case: to_native(all_background(case, settings), case),
                 "HU threshold and position": lambda case: to_native(rule(case), case),
             }
-        tables.append(_measure(run, role, case, methods, shown))
+        labels = {}
+        for method, predict in methods.items():
+            labels[method] = predict(case)
+            save_label(labels[method], case, run.predictions / f"{case.case.id}_{method.replace(' ', '-')}.nii.gz")
+            shown.update()
+        tables.append(measure_labels(labels, case, metrics={settings.network: ("dice", "hd95")}).assign(role=role))
     shown.close()
     metrics = pd.concat(tables, ignore_index=True)
     with written_whole(run.metrics_file) as part:
@@ -49,25 +57,20 @@ def measure(run: Run, demo: DemoData, *, baselines: bool = True, progress: bool 
     return metrics
 
 
-def _measure(run: Run, role: str, case: PreparedCase, methods: dict, shown: tqdm) -> pd.DataFrame:
+def measure_labels(labels: Mapping[str, np.ndarray], case: PreparedCase, *, metrics: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
+    """Label volumes against the reference of a case, on the file's own grid.
+
+    Args:
+        labels: method -> class indices (native D, H, W).
+        case: with a label.
+        metrics: by method; Dice alone where it names none.
+
+    Returns:
+        One row a method, class and metric (see `homelib.run.evaluate`).
+    """
     manifest = load_manifest(case.case.manifest)
-    reference = read_label(case.case.label, case.native_shape, case.native_affine, manifest)
+    reference = read_label(case.case.label_file, case.native_shape, case.native_affine, manifest)
     spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
-    tables = []
-    for method, predict in methods.items():
-        label = predict(case)
-        save_label(label, case, run.predictions / f"{case.case.id}_{method.replace(' ', '-')}.nii.gz")
-        metrics = ("dice",) if method in BASELINES else ("dice", "hd95")
-        table = evaluate(
-            label,
-            reference,
-            spacing_mm=spacing_mm,
-            class_names=manifest.class_names,
-            case=case.case.id,
-            method=method,
-            label_origin=case.case.label_origin,
-            metrics=metrics,
-        )
-        tables.append(table)
-        shown.update()
-    return pd.concat(tables).assign(role=role)
+    about: dict[str, Any] = {"spacing_mm": spacing_mm, "class_names": manifest.class_names, "case": case.case.id, "label_origin": case.case.label_origin}
+    tables = [evaluate(label, reference, method=method, metrics=(metrics or {}).get(method, ("dice",)), **about) for method, label in labels.items()]
+    return pd.concat(tables, ignore_index=True)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pandas as pd
 import torch
@@ -96,7 +97,7 @@ def _probe(settings: Settings, threads: int) -> dict[str, float]:
     config, model = settings.training, settings.model
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     network = fabric.setup_module(build_network(settings).train())
-    optimizer = fabric.setup_optimizers(build_optimizer(network, config))
+    optimizer: Any = fabric.setup_optimizers(build_optimizer(network, config))
     image = torch.randn(config.batch_size, model.in_channels, *settings.data.patch_voxels, device=fabric.device)
     label = torch.randint(0, model.out_channels, (config.batch_size, 1, *settings.data.patch_voxels), device=fabric.device)
     seconds = []

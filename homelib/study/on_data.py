@@ -90,4 +90,4 @@ def shown_on(run: Run, data: Mapping[str, str], case_id: str) -> Shown:
 
 
 def _pair(case: Case, run: Run) -> Pair:
-    return Pair(case.id, run.predictions / f"{case.id}{suffix_of(case.image)}", case.label)
+    return Pair(case.id, run.predictions / f"{case.id}{suffix_of(case.image)}", case.label_file)

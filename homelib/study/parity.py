@@ -110,7 +110,7 @@ def build(case: str, config: dict) -> nn.Module:
 
 
 def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference over the largest value of theirs. Raises ValueError for arrays of two shapes."""
+    """Largest difference over the largest value of theirs, two arrays of any shape, the same. Raises ValueError for two shapes."""
     if ours.shape != theirs.shape:
         raise ValueError(f"found {ours.shape}, expected {theirs.shape}")
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

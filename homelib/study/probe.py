@@ -5,7 +5,7 @@ It is measured in a process of its own, so that the driver holds neither network
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def scans_of(settings: Settings, *, data: Mapping[str, str], figures: bool) -> S
     return Scans(1 + experts, experts + (2 if figures else 0), 2)  # pictures: in notebook 03, and by the untrained network in 04
 
 
-def _apart(function, *given: Any) -> dict[str, Any]:
+def _apart(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=new_processes(__name__)) as pool:
         return pool.submit(function, *given).result()
 
@@ -81,7 +81,7 @@ def _cohort(profile: str, changes: Mapping[str, Any], fold: str | int | None, da
     if data:
         from .on_data import cohort_on
 
-        made = cohort_on(profile, data, fold=fold, changes=changes)
+        made = cohort_on(profile, data, fold=None if fold is None else int(fold), changes=changes)
         return made.settings, made.train
     from ..data.cases import demo_data, prepared, with_demo_cases
 
@@ -109,8 +109,8 @@ def _probe(profile: str, arms: Arms, data: Mapping[str, str], cores: int | None,
         torch.set_num_threads(cores)
     beside = NOTEBOOK_SECONDS + (FIGURES_SECONDS if figures and not data and profile != "smoke" else 0)
     found, measured = {}, None
-    for arm, run in bar(arms.items(), desc="probe", unit="arm", total=len(arms)):
-        settings, cases = _cohort(profile, *run, data)
+    for arm, (changes, fold) in bar(arms.items(), desc="probe", unit="arm", total=len(arms)):
+        settings, cases = _cohort(profile, changes, fold, data)
         config, step, scans = settings.training, estimate(settings, cases), scans_of(settings, data=data, figures=figures)
         network = build_network(settings).eval().to(on_devices(config).device)
         began = time.perf_counter()
@@ -134,8 +134,8 @@ def _measured(probabilities: np.ndarray, case: "PreparedCase") -> float:
 
     began, manifest = time.perf_counter(), load_manifest(case.case.manifest)
     to_native(probabilities, case)
-    reference = read_label(case.case.label, case.native_shape, case.native_affine, manifest)
+    reference = read_label(case.case.label_file, case.native_shape, case.native_affine, manifest)
     spacing_mm = tuple(((case.native_affine[:3, :3] ** 2).sum(0) ** 0.5).tolist())
-    about = {"case": case.case.id, "method": "", "label_origin": case.case.label_origin}
+    about: dict[str, Any] = {"case": case.case.id, "method": "", "label_origin": case.case.label_origin}
     evaluate(np.roll(reference, AWAY, axis=0), reference, spacing_mm=spacing_mm, class_names=manifest.class_names, **about)
     return time.perf_counter() - began

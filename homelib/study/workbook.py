@@ -31,7 +31,7 @@ class Executed:
 
 
 def notebooks() -> list[Path]:
-    """The workbook's notebooks, in order."""
+    """The workbook's notebooks, in order. Raises UserError: none are there."""
     found = sorted(shipped("notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise UserError(f"{shipped('notebooks')}: no notebooks there, expected 00_start_here.ipynb and those after it. Restore the clone.")
@@ -71,6 +71,9 @@ def run_workbook(folder: str | Path, parameters: Mapping[str, Any], *, only: Seq
         parameters: by name. One that no notebook knows is an error.
         only: beginnings of the names to run ("03"); empty is all.
         progress: show a bar, where there is a terminal, and a line at the end of each.
+
+    Raises:
+        UserError: a name that no notebook has, or a parameter that none knows.
     """
     chosen = [n for n in notebooks() if not only or n.stem.startswith(tuple(only))]
     if not chosen:

@@ -142,7 +142,7 @@ class Explorer:
         return figure
 
     def save(self) -> Path:
-        """Write `figure()` into the folder, under a name that nothing has yet: what is there stays."""
+        """Write `figure()` into the folder, under a name that nothing has yet: what is there stays. Raises UserError where a thousand such are there."""
         figure, packed = self.figure(), BytesIO()
         figure.savefig(packed, format="png", dpi=150)
         plt.close(figure)
@@ -159,7 +159,7 @@ class Explorer:
                 continue
         raise UserError(f"{self.folder}: found a thousand figures named {stem}, expected room for one more. Choose another folder.")
 
-    def _repr_mimebundle_(self, **how):
+    def _repr_mimebundle_(self, **how: Any) -> Any:
         return self.widget._repr_mimebundle_(**how)
 
     # ---------------------------------------------------------------- widgets
@@ -200,7 +200,7 @@ class Explorer:
         """Bring every control to the state, without their telling so."""
         self._updating, state, cases = True, self.state, self.shown
         there = logic.places(cases)
-        options = {
+        options: dict[str, list] = {
             "stage": sorted({place[0] for place in there}),
             "block": sorted({place[1] for place in there if place[0] == state.stage}),
             "level": sorted({place[2] for place in there if place[:2] == (state.stage, state.block)}),
@@ -255,5 +255,5 @@ class Explorer:
         voxel[PLANES[state.plane][0]] = self.state.index  # rounded between two grids it might be in the next slice
         self.show(voxel=tuple(voxel))
 
-    def _saved(self, _) -> None:
+    def _saved(self, _: object) -> None:
         self._said.value = f"saved: {self.save()}"

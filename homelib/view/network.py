@@ -36,7 +36,8 @@ def u_shape(table: pd.DataFrame, *, title: str) -> Figure:
 
 def _places(table: pd.DataFrame) -> dict[str, tuple[int, int]]:
     """Column and row of every part: how often its grid was halved, or the next row that is free."""
-    full, places = math.prod(table["grid"].iloc[0]), {}
+    full = math.prod(table["grid"].iloc[0])
+    places: dict[str, tuple[int, int]] = {}
     for part, row in table.iterrows():
         column, down = COLUMNS[part.split("[")[0]], round(math.log2(full / math.prod(row["grid"])) / 3)
         while (column, down) in places.values():

@@ -5,6 +5,7 @@ Sizes are fixed, maps are safe for colour-blind readers, each slice has its orie
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +35,7 @@ def class_colours(classes: int) -> list:
 
 
 def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """One slice, rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
+    """One slice of (D, H, W), rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
     fixed = PLANES[plane][0]
     picture = np.take(volume, index, axis=fixed).T[::-1]  # last axis up
     return picture[:, ::-1]  # R (or A) to the left
@@ -47,7 +48,7 @@ def bar_mm(wide_mm: float) -> int:
 
 def plane_letters(ax: Axes, plane: str) -> None:
     """Which way is right, left, front, back, up and down, at the edges of a slice."""
-    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
+    told: dict[str, Any] = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
     for letter, (x, y, ha, va) in zip(
         PLANES[plane][1],
         [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
@@ -57,9 +58,17 @@ def plane_letters(ax: Axes, plane: str) -> None:
 
 
 def show_slice(
-    ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style
+    ax: Axes,
+    image: np.ndarray,
+    plane: str,
+    index: int,
+    *,
+    spacing_mm: Sequence[float],
+    limits: tuple[float, float] | None = None,
+    bar: bool = True,
+    **style: Any,
 ) -> None:
-    """A grey slice with orientation letters and a scale bar (`bar_mm`)."""
+    """A grey slice of an image (D, H, W), with orientation letters and a scale bar (`bar_mm`)."""
     low, high = limits or (float(image.min()), float(image.max()))
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(image, plane, index)
@@ -77,7 +86,7 @@ def show_slice(
 
 
 def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], classes: int, alpha: float = 0.55) -> None:
-    """Class colours over a slice; the background, and what is no class (voxels that the loss does not look at), is left clear."""
+    """Class colours of a label (D, H, W) over a slice; the background, and what is no class (voxels that the loss does not look at), is left clear."""
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(label, plane, index)
     colours = ListedColormap(class_colours(classes))
@@ -92,18 +101,19 @@ def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_m
 
 
 def class_legend(figure: Figure, class_names: Sequence[str]) -> None:
+    """The colours of all classes but the background, below a figure."""
     colours = class_colours(len(class_names))
     patches = [Patch(color=colours[i], label=name.replace("_", " ")) for i, name in enumerate(class_names) if i]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
 
 
 def of_a_class(label: np.ndarray) -> np.ndarray:
-    """Where a label names a structure: neither background nor a voxel of which nothing is known (255)."""
+    """Where a label of any shape names a structure: neither background nor a voxel of which nothing is known (255)."""
     return (label > 0) & (label != IGNORE)
 
 
 def best_slices(label: np.ndarray) -> dict[str, int]:
-    """For each plane, the slice that shows most classes, and most of them."""
+    """For each plane, the slice of a label (D, H, W) that shows most classes, and most of them."""
     chosen = {}
     for plane, (fixed, _) in PLANES.items():
         slices = [(s, of_a_class(s)) for s in np.moveaxis(label, fixed, 0)]
@@ -121,7 +131,7 @@ def case_planes(
     title: str,
     at: dict[str, int] | None = None,
 ) -> Figure:
-    """Three planes; a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
+    """Three planes of (D, H, W); a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
     at = at or best_slices(next(iter(labels.values())))
     rows = {"image": None} | labels
     figure, axes = plt.subplots(len(rows), 3, figsize=(9, 2.9 * len(rows) + 0.6), layout="constrained", squeeze=False)
@@ -228,7 +238,7 @@ def intensity_ranges(table: pd.DataFrame, *, window: tuple[float, float], unit: 
 
 
 def patch_row(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, spacing_mm: Sequence[float], class_names: Sequence[str], title: str) -> Figure:
-    """Patches side by side, the axial slice with most classes of each: as the network sees it, and with its labels."""
+    """Patches (D, H, W) side by side, the axial slice with most classes of each: as the network sees it, and with its labels."""
     figure, axes = plt.subplots(2, len(images), figsize=(2.6 * len(images), 5.2), layout="constrained", squeeze=False)
     for column, (image, label) in enumerate(zip(images, labels, strict=True)):
         index = best_slices(label)["axial"]

@@ -22,7 +22,7 @@ NOTEBOOKS = {path.stem: path for path in notebooks()}
 ON_DATA = {f"on_data/{path.stem}": path for path in sorted((notebooks()[0].parent / "on_data").glob("*.ipynb"))}
 MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel"}
 FIGURES = {  # at least
-    "00_start_here": 1,
+    "00_start_here": 2,
     "01_data_preparation": 11,
     "02_model_walkthrough": 3,
     "03_training": 3,
