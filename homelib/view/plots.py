@@ -48,7 +48,8 @@ def bar_mm(wide_mm: float) -> int:
 
 def plane_letters(ax: Axes, plane: str) -> None:
     """Which way is right, left, front, back, up and down, at the edges of a slice."""
-    told: dict[str, Any] = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
+    told: dict[str, Any] = {"color": "white", "fontsize": 7, "fontweight": "bold"}  # a thin L loses its foot between two pixels, and reads I
+    told |= {"transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
     for letter, (x, y, ha, va) in zip(
         PLANES[plane][1],
         [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
