@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.fields import FieldInfo
 
 from .errors import UserError
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
+    from pydantic.fields import FieldInfo
 else:
     ModelMetaclass = type(BaseModel)  # pydantic gives it no public name
 
@@ -58,7 +58,7 @@ def ended(sentence: str) -> str:
     return sentence if sentence.endswith("?") else sentence + "."
 
 
-def leaves(tree: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+def leaves(tree: type[BaseModel], prefix: str = "") -> "dict[str, FieldInfo]":
     """All leaves of a settings tree by their dotted names."""
     found: dict[str, FieldInfo] = {}
     for name, field in tree.model_fields.items():
@@ -72,7 +72,7 @@ def field_names(tree: type[BaseModel]) -> list[str]:
     return list(leaves(tree))
 
 
-def choices(leaf: FieldInfo) -> tuple[str, ...]:
+def choices(leaf: "FieldInfo") -> tuple[str, ...]:
     """The values of a leaf that has a few, as they are written on the command line; none of another."""
     if leaf.annotation is bool:
         return ("true", "false")

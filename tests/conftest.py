@@ -6,11 +6,15 @@ No test reads or writes the user's cache or run folders.
 import os
 import re
 import shutil
+import signal
 import sys
 
 # Before torch and Triton: threads that spin while they wait make a busy machine several times slower, and without a GPU Triton runs its kernels as Python.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a script starts in the background ignores Ctrl-C, and so would all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

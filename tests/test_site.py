@@ -89,7 +89,11 @@ def test_without_executed_notebooks_it_is_one_line(outputs, told, tmp_path):
 @pytest.fixture
 def served(built):
     """The site's address on this machine."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=built)
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *told: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=built)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
