@@ -31,6 +31,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(8, (os.cpu_count() or 1) + 1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `long` wait for who asks for them, as CI does: `make test` is to be over in ten minutes on two cores."""
+    if "HOMELIB_TEST_LONG" not in os.environ:
+        skip = pytest.mark.skip(reason="takes long, on demand alone: HOMELIB_TEST_LONG=1")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Everything cached lands in a temporary folder, the same for the whole session."""
