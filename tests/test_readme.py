@@ -70,7 +70,7 @@ def mapped() -> set[str]:
     for line in text.splitlines():
         wing = found[1] if (found := re.match(r"  (\S+/) ", line)) else wing
         for part in line.split(";"):
-            names |= {f"{wing}{name.strip()}.py" for name in part.partition(": ")[2].split(",")}
+            names |= {f"{wing}{name.strip()}.py" for name in part.partition(": ")[2].split(",") if name.strip()}
     return names
 
 
