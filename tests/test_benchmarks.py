@@ -312,6 +312,7 @@ def test_what_compilation_gains_is_a_row_each_with_its_first_calls(monkeypatch, 
     assert "stage 4, compiled: skipped, no compiler" in told
 
 
+@pytest.mark.long
 def test_the_loop_is_measured_beside_bare_steps_and_with_patches_at_hand():
     from benchmarks import training_cases
 
@@ -375,6 +376,7 @@ def test_both_measures_of_a_distance_are_taken_on_both_kinds_of_masks(capsys):
         assert all(0.2 < mask.mean() < 0.7 for mask in evaluation.masks(kind, (24, 24, 16)))
 
 
+@pytest.mark.long
 def test_beyond_what_is_stated_a_prediction_takes_the_same_memory_for_any_number_of_classes(capsys):
     """Real peaks of whole processes. Logits of the whole scan would be 0.15 GiB more than is stated with 26 classes, 0.02 with 3; and 0.05 is what
     freed memory that is kept may make of it."""
@@ -385,6 +387,7 @@ def test_beyond_what_is_stated_a_prediction_takes_the_same_memory_for_any_number
     assert max(few["beyond GiB"], many["beyond GiB"]) < 0.1  # and home predict had said so before
 
 
+@pytest.mark.long
 def test_a_traced_step_is_measured_beside_one_without_hooks():
     from benchmarks.tracing import WAYS, steps
 

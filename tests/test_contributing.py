@@ -76,6 +76,7 @@ def cell(info: str, text: str):
 
 
 @pytest.mark.timeout(900)  # it imports PyTorch once more, on a machine that may be busy
+@pytest.mark.long
 def test_every_worked_example_does_what_it_says(tmp_path):
     copy = tmp_path / "copy"
     for folder in ("homelib", "notebooks", "data_manifests", "tests"):

@@ -86,6 +86,7 @@ def mine(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_every_command_that_takes_long_has_its_bars_on_a_terminal_alone(mine, home, terminal, tmp_path):
     """One way through all of them, each done on a terminal and again without one."""
     data, files = mine / "mine.yaml", mine / "files"

@@ -405,6 +405,7 @@ for _ in sys.stdin:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the workers")
+@pytest.mark.long
 def test_killed_with_all_its_workers_nothing_finished_is_lost_and_the_end_is_the_same(cases, tmp_path):
     """Each time at a random moment after the work has begun; sometimes a worker alone, which the others make up for."""
     many = [replace(case, id=f"{case.id}-{copy}") for copy in range(6 * KILLS) for case in cases]

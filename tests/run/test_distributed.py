@@ -107,6 +107,7 @@ def trainings(smoke, phantoms, tmp_path_factory) -> dict[str, Trained]:
     return {name: Trained(Run(folder / f"{name}-alone"), Run(folder / name)) for name in (*asked, "guarded")}
 
 
+@pytest.mark.long
 def test_two_processes_match_one_with_the_doubled_batch(trainings):
     alone, both = trainings["ddp"].one, trainings["ddp"].two
     np.testing.assert_allclose(both.history["loss"], alone.history["loss"], rtol=0, atol=1e-5)
@@ -117,6 +118,7 @@ def test_two_processes_match_one_with_the_doubled_batch(trainings):
     assert len(pd.read_csv(both.validation_file)) == 8
 
 
+@pytest.mark.long
 def test_two_processes_go_back_together_as_often_as_the_training_went_well_between(trainings):
     run = trainings["guarded"].two
     assert (run.state, run.status["skipped"], run.history["step"].tolist()) == ("done", 2, list(range(8)))
@@ -126,6 +128,7 @@ def test_two_processes_go_back_together_as_often_as_the_training_went_well_betwe
     assert set(one) == set(other)
 
 
+@pytest.mark.long
 def test_two_processes_that_share_the_weights_out_match_one(trainings):
     alone, both = trainings["fsdp"].one, trainings["fsdp"].two
     ours, theirs = (trained_network(run).state_dict() for run in (both, alone))

@@ -44,6 +44,7 @@ def same_weights(a: Run, b: Run) -> bool:
 # ---------------------------------------------------------------- killed
 
 
+@pytest.mark.long
 def test_a_training_that_is_killed_again_and_again_ends_with_the_weights_of_one_that_was_not(phantoms, tmp_path):
     """SIGKILL at random moments, of steps, of writing, of starting; `python -m benchmarks.killed` does 20 (and more)."""
     told = kill_and_resume(tmp_path, kills=3, seed=0)

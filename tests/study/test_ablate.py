@@ -242,6 +242,7 @@ def test_the_table_of_a_thousand_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_one_that_was_not(grid_folder, tmp_path):
     """SIGKILL at random moments, to the driver alone and to all that it has started; kernels end with the processes that have started them."""
     rng, made, at_once = random.Random(0), driving.grid(), 3
@@ -263,6 +264,7 @@ def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_on
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_last_words(shelf, grid_folder):
     """Two that are well beside three that are not; ten, of real trainings, are in `python -m benchmarks.grid`: here they would take a minute."""
     still = grid_folder.with_name("still")  # three that are well, as many at once: how long a run takes on this machine now
@@ -292,6 +294,7 @@ def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_kernel_died_is_done_again_where_that_is_asked_for_from_the_step_that_it_had_done(shelf, grid_folder):
     made = driving.grid(arms={"die": "die", "one": ""}, seeds=(0,), folds=("a-to-c",))
     for _ in range(2):  # the second driver finds nothing to do
@@ -307,6 +310,7 @@ def test_a_run_whose_kernel_died_is_done_again_where_that_is_asked_for_from_the_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_drivers_on_one_folder_do_every_run_once(grid_folder, tmp_path):
     made, shelf = driving.grid(folds=("a-to-c",)), driving.shelf(tmp_path / "shelf", together=True)
     drivers = [driving.driver(grid_folder, shelf[0].parent, made) for _ in range(2)]

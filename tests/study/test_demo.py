@@ -154,6 +154,7 @@ def pair(tmp_path) -> dict[str, DemoRun]:
 
 
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs two cores")
+@pytest.mark.long
 def test_side_by_side_each_run_is_what_it_is_alone_in_a_process_of_its_own_and_one_that_fails_is_named(pair, tmp_path, monkeypatch, capsys):
     bad = demo_run("smoke", "a-to-c", folder=tmp_path / "bad", changes=ON_CPU | {"model.out_channels": 3})
     monkeypatch.setattr(module, "fit", no_step_here)

@@ -27,6 +27,7 @@ CHANGES = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_notebooks_of_a_grid_on_data_sets_train_on_all_but_a_fold_and_measure_it(own_cache, tmp_path):
     (tmp_path / "set").mkdir()
     own = made_sets.make(tmp_path / "set", "own_ct").set
