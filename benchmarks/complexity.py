@@ -2,7 +2,7 @@
 
     python -m benchmarks.complexity [--stage 0] [--tokens 4096 8192 ... 262144] [--device cpu]
 
-Prints the table and the slopes, and writes homelib/study/results/complexity.json, which notebook 05 draws.
+Prints the table and the slopes, and writes homelib/study/results/complexity.json, which notebook 02 draws.
 """
 
 import argparse

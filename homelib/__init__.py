@@ -4,6 +4,7 @@ The public names are imported when they are first used: `home --help` need not w
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

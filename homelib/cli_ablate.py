@@ -5,20 +5,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from . import cli_complete as names
+from .cli_help import command, epilog
 from .errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Ablations: the runs of a grid, planned, done, watched, gone on with, and collected into one table.")
+if TYPE_CHECKING:
+    from .study.ablate import Sweep
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Ablations: the runs of a grid, planned, done, watched, gone on with, and collected into one table.",
+    epilog=epilog(("home ablate plan laptop-tables", "home ablate run laptop-tables", "home ablate collect laptop-tables")),
+)
 console = Console(soft_wrap=True)
 
-GridName = Annotated[str, typer.Argument(metavar="GRID", help="a grid by name, or the path of its YAML file")]
-Begun = Annotated[str, typer.Argument(metavar="GRID", help="a grid that was begun: its name, its file, or its folder")]
+GridName = Annotated[str, typer.Argument(metavar="GRID", help="a grid by name, or the path of its YAML file", autocompletion=names.grids)]
+Begun = Annotated[str, typer.Argument(metavar="GRID", help="a grid that was begun: its name, its file, or its folder", autocompletion=names.begun)]
 Folder = Annotated[Path | None, typer.Option(help="of the grid's runs; default runs/ablations/NAME")]
-Where = Annotated[str, typer.Option("--executor", help="local: processes on this machine; slurm: an array of jobs")]
+Where = Annotated[
+    str,
+    typer.Option("--executor", help="local: processes on this machine; slurm: an array of jobs", autocompletion=names.one_of("local", "slurm")),
+]
 AtOnce = Annotated[int | None, typer.Option(min=1, help="runs at a time; default as many as fit by cores and memory, or one a GPU")]
 Cores = Annotated[int | None, typer.Option(min=1, help="a run; default 1, beside a GPU its share. The same number gives the same result bit for bit")]
 Limit = Annotated[float | None, typer.Option(help="minutes of wall-clock time a run, after which it has failed; default none")]
@@ -30,7 +42,7 @@ Roots = Annotated[list[Path], typer.Option("--root", help="folder of each data s
 Given = Annotated[list[str], typer.Option("--parameter", "-p", help="parameter of the notebooks, viewer=true; may be repeated")]
 
 
-@app.command()
+@command(app, examples=("home ablate plan laptop-tables", "home ablate plan experts --root amos22 --no-probe  # a grid on a data set, at once"))
 def plan(
     grid: GridName,
     folder: Folder = None,
@@ -53,14 +65,20 @@ def plan(
     runs, place = loaded.runs(), folder or default_folder(loaded.name)
     there = {row.record.name: row for row in Sweep.open(place).rows()} if (place / "plan.json").exists() else {}
     arms = {run.arm: (run.changes, run.fold) for run in runs}
-    figures = {"figures": given["figures"]} if "figures" in given else {}
+    figures: dict[str, Any] = {"figures": given["figures"]} if "figures" in given else {}
     probes = measured(loaded.profile, arms, data=placed(loaded, root), cores=cores or 1, **figures) if probe else {}
     most = max((one.gib for one in probes.values()), default=1.0)
     at_once = fitting(cores=usable_cores(), cores_a_run=cores or 1, gib_a_run=most, free_gib=free_memory_gib())
     print_plan(runs, there, probes, at_once=at_once, console=console)
 
 
-@app.command()
+@command(
+    app,
+    examples=(
+        "home ablate run laptop-tables --limit 15 -p figures=false",
+        "home ablate run experts --root amos22 --executor slurm --slurm partition=gpu --gpus 1",
+    ),
+)
 def run(
     grid: GridName,
     folder: Folder = None,
@@ -87,7 +105,7 @@ def run(
     _go_on(sweep, executor, at_once, cores, gpus, memory, limit, failed, slurm)
 
 
-@app.command()
+@command(app, examples=("home ablate resume laptop-tables --failed  # those that failed too",))
 def resume(
     grid: Begun,
     folder: Folder = None,
@@ -104,7 +122,7 @@ def resume(
     _go_on(_begun(grid, folder), executor, at_once, cores, gpus, memory, limit, failed, slurm)
 
 
-@app.command()
+@command(app, examples=("home ablate status laptop-tables", "home ablate status laptop-tables --watch 5"))
 def status(
     grid: Begun,
     folder: Folder = None,
@@ -126,7 +144,7 @@ def status(
             time.sleep(watch)
 
 
-@app.command()
+@command(app, examples=("home ablate collect laptop-tables",))
 def collect(grid: Begun, folder: Folder = None) -> None:
     """The metrics of all finished runs in one table, results.csv, and what each run took, runs.csv, in the grid's folder."""
     sweep = _begun(grid, folder)
@@ -136,32 +154,42 @@ def collect(grid: Begun, folder: Folder = None) -> None:
     say(f"{sweep.folder / 'results.csv'}: {told}")
 
 
-def _begun(grid: str, folder: Path | None):
+def _begun(grid: str, folder: Path | None) -> "Sweep":
     from .study.ablate import PLAN, Sweep, default_folder
 
     return Sweep.open(folder or (grid if (Path(grid) / PLAN).exists() else default_folder(Path(grid).stem)))
 
 
 def _go_on(
-    sweep, executor: str, at_once: int | None, cores: int | None, gpus: int | None, memory: float | None, limit: float | None, failed: bool, slurm
+    sweep: "Sweep",
+    executor: str,
+    at_once: int | None,
+    cores: int | None,
+    gpus: int | None,
+    memory: float | None,
+    limit: float | None,
+    failed: bool,
+    slurm: list[str],
 ) -> None:
     from .cli import parse_changes
     from .study.ablate_report import states_table
     from .study.executors import Local, Slurm, visible_gpus
 
     seconds = None if limit is None else 60 * limit
+    where: Local | Slurm
     if executor == "local":
         if slurm:
             raise UserError("--slurm: found options of sbatch with --executor local; choose slurm, or leave them off.")
         names = visible_gpus()[:gpus]
         if at_once is None:
-            where = Local.fitting(sweep.folder, gib_a_run=memory or sweep.memory_gib(), cores=cores, gpus=names)
+            here = Local.fitting(sweep.folder, gib_a_run=memory or sweep.memory_gib(), cores=cores, gpus=names)
         else:
-            where = Local(sweep.folder, at_once=at_once, cores=cores or 1, gpus=names)
-        each = "a GPU" if names else f"{where.cores} core" + "s" * (where.cores > 1)
-        say(f"{sweep.folder}: {len(sweep.tasks)} runs, {where.at_once} at once, {each} each.")
+            here = Local(sweep.folder, at_once=at_once, cores=cores or 1, gpus=names)
+        each = "a GPU" if names else f"{here.cores} core" + "s" * (here.cores > 1)
+        say(f"{sweep.folder}: {len(sweep.tasks)} runs, {here.at_once} at once, {each} each.")
+        where = here
     elif executor == "slurm":
-        asked = {"name": sweep.folder.name, "cores": cores or 1, "gpus": gpus or 0, "gib": memory, "limit_seconds": seconds}
+        asked: dict[str, Any] = {"name": sweep.folder.name, "cores": cores or 1, "gpus": gpus or 0, "gib": memory, "limit_seconds": seconds}
         where = Slurm(sweep.folder, at_once=at_once or 256, options=parse_changes(slurm, option="--slurm"), **asked)
     else:
         raise UserError(f"--executor: found {executor!r}, expected local or slurm.")
@@ -180,17 +208,19 @@ def _go_on(
 
 @contextlib.contextmanager
 def _drawn_anew() -> Iterator[Callable]:
-    """The table of states, in place on a terminal, else a line at each change."""
-    from .study.ablate_report import states_table, told_by_lines
+    """The table of states and a bar, in place on a terminal, else a line at each change."""
+    from .study.ablate_report import Pace, states_table, told_by_lines
 
     if not sys.stdout.isatty():
         yield told_by_lines(lambda line: say(line))
         return
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
-    most = max(5, console.height - 6)
+    most, pace = max(5, console.height - 7), Pace()
     with Live(console=console, auto_refresh=False) as live:
-        yield lambda rows: live.update(states_table(rows, most=most), refresh=True)
+        yield lambda rows: live.update(Group(states_table(rows, most=most), Text(pace(rows))), refresh=True)
 
 
 def say(text: str) -> None:

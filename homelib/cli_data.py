@@ -1,19 +1,28 @@
 """`home data`: what is known of data sets, and from a downloaded folder to prepared cases."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from . import cli_complete as names
+from .cli_help import command, epilog
 from .errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Data sets: what is known of them; checked, prepared and planned for; your own too.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Data sets: what is known of them; checked, prepared and planned for; your own too.",
+    epilog=epilog(("home data list", "home data import FOLDER -o mine.yaml  # yours; then check, prepare, plan")),
+)
 console = Console(soft_wrap=True)
 
+Name = Annotated[str, typer.Argument(help="data set by name, or the path of a manifest", autocompletion=names.data_sets)]
+Root = Annotated[Path, typer.Argument(help="folder of the data set, which is only read")]
+Workers = Annotated[int | None, typer.Option(min=1, help="processes; default one a core")]
 
-@app.command("list")
+
+@command(app, "list", examples=("home data list",))
 def data_list() -> None:
     """The data sets with a manifest: name, modality, cases, how they are had, title."""
     from .data.manifest import list_manifests, load_manifest
@@ -24,13 +33,13 @@ def data_list() -> None:
         console.print(f"{name:21} {'+'.join(manifest.modalities):6} {cases:5} cases  {manifest.access:12}  {manifest.title}", highlight=False)
 
 
-@app.command("check")
+@command(app, "check", examples=("home data check amos_ct amos22", "home data check mine.yaml FOLDER --fix COPY  # what can be repaired, in a copy"))
 def data_check(
-    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
-    root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
+    name: Name,
+    root: Root,
     csv: Annotated[Path | None, typer.Option(help="write the findings to this file too")] = None,
     fix: Annotated[Path | None, typer.Option(help="write a repaired copy to this folder: new, empty, or begun by a call that was stopped")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
+    workers: Workers = None,
     again: Annotated[bool, typer.Option("--again", help="read unchanged cases again too")] = False,
     show: Annotated[int, typer.Option(min=0, help="findings to print")] = 40,
 ) -> None:
@@ -46,7 +55,7 @@ def data_check(
     if fix is not None:
         fit_for_copies(root, fix)  # before all is read
     manifest = load_manifest(name)
-    checked = check(manifest, root, workers=workers, again=again, progress=sys.stderr.isatty())
+    checked = check(manifest, root, workers=workers, again=again, progress=True)
     if checked.findings:
         console.print(table(checked.findings[:show], root))
     if len(checked.findings) > show:
@@ -56,7 +65,7 @@ def data_check(
     console.print(f"{root}: {len(checked.cases)} cases, {count(checked.findings)}.", highlight=False, markup=False)
     console.print(f"All findings: {csv or checked.folder / 'findings.csv'}. Cases: {checked.folder / 'cases.csv'}", highlight=False, markup=False)
     if fix is not None:
-        repairs = write_fixed(checked, manifest, root, fix, workers=workers, progress=sys.stderr.isatty())
+        repairs = write_fixed(checked, manifest, root, fix, workers=workers, progress=True)
         if left := unmended(checked):
             told = f"{len(left)} files could be mended in another format alone ({left[0]} first), and are linked as they are: write them as NIfTI"
             console.print(f"{fix}: {told}.", highlight=False, markup=False)
@@ -65,10 +74,10 @@ def data_check(
         raise typer.Exit(1)
 
 
-@app.command("cases")
+@command(app, "cases", examples=("home data cases amos_ct amos22",))
 def data_cases(
-    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
-    root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
+    name: Name,
+    root: Root,
 ) -> None:
     """The cases in a folder: id, modality, part or fold, and what the last check said."""
     from .data.findings import printable
@@ -82,33 +91,43 @@ def data_cases(
         console.print(seen.why, highlight=False, markup=False)
 
 
-@app.command("import")
+@command(app, "import", examples=("home data import FOLDER -o mine.yaml --modality CT",))
 def data_import(
     root: Annotated[Path, typer.Argument(help="folder with images and labels, which is only read")],
     out: Annotated[Path, typer.Option("--out", "-o", help="manifest to write, its name will be the data set's: my_data.yaml")],
-    modality: Annotated[str | None, typer.Option(help="CT, MRI or US; needed where the files do not say")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="CT, MRI or US; needed where the files do not say", autocompletion=names.one_of("CT", "MRI", "US"))
+    ] = None,
 ) -> None:
     """Write a manifest for data of your own: nnU-Net, Medical Segmentation Decathlon, BIDS, one folder a case, or pairs of files."""
     from .data.importing import import_folder
 
-    manifest = import_folder(root, out, modality=modality)
+    manifest = import_folder(root, out, modality=modality, progress=True)
     for line in manifest.unverified:
         console.print(f"look at: {line}", highlight=False, markup=False)
     told = f"{manifest.expected_cases} cases, {manifest.modality}; classes {', '.join(manifest.classes)}; images {', '.join(x.image for x in manifest.layouts)}"
     console.print(f"{out}: {told}. Next: home data check {out} {root}", highlight=False, markup=False)
 
 
-@app.command("show")
-def data_show(name: str) -> None:
+@command(app, "show", examples=("home data show amos_ct",))
+def data_show(name: Name) -> None:
     """One data set's manifest: classes, spacing, window, cases, source, licence, how to get it, what is unverified."""
     from .data.manifest import as_yaml, load_manifest
 
     console.print(as_yaml(load_manifest(name)), highlight=False, markup=False)
 
 
-@app.command("fetch")
+@command(
+    app,
+    "fetch",
+    examples=(
+        "home data fetch demo",
+        "home data fetch msd_pancreas  # an open data set whose archive is known",
+        "home data fetch panorama --url ADDRESS --md5 MD5 --into images  # by hand, as its page says",
+    ),
+)
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="demo, or a data set by name")],
+    name: Annotated[str, typer.Argument(help="demo, or a data set by name", autocompletion=names.fetched)],
     url: Annotated[str | None, typer.Option(help="of an archive of the data set, as its page gives it")] = None,
     sha256: Annotated[str | None, typer.Option(help="of that archive")] = None,
     md5: Annotated[str | None, typer.Option(help="of that archive, where the page gives no sha256")] = None,
@@ -152,16 +171,26 @@ def data_fetch(
     console.print(f"{root}: unpacked ({manifest.licence}). Next: home data check {name} {root}", highlight=False, markup=False)
 
 
-@app.command("prepare")
+@command(app, "prepare", examples=("home data prepare amos_ct amos22", "home data prepare mine.yaml FOLDER --spacing 1.5 1.5 2 --labels linear --out prepared"))
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
-    root: Annotated[Path, typer.Argument(help="folder of the data set, which is only read")],
+    name: Name,
+    root: Root,
     out: Annotated[Path | None, typer.Option(help="folder for the prepared cases; default <cache>/prepared/NAME and a mark of ROOT")] = None,
     spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm, right-left, front-back, up; default the manifest's")] = None,
-    labels: Annotated[str, typer.Option(help="nearest; linear: each class as a mask; shares: how much of each class is in a voxel, too")] = "nearest",
-    intensity: Annotated[str, typer.Option(help="kept, or scaled (clipped to the window, half the space)")] = "kept",
-    low_pass: Annotated[bool, typer.Option(help="smooth images before a coarser grid; without, linear interpolation alone, as MONAI has it")] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; default one a core")] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="nearest; linear: each class as a mask; shares: how much of each class is in a voxel, too",
+            autocompletion=names.one_of("nearest", "linear", "shares"),
+        ),
+    ] = "nearest",
+    intensity: Annotated[
+        str, typer.Option(help="kept, or scaled (clipped to the window, half the space)", autocompletion=names.one_of("kept", "scaled"))
+    ] = "kept",
+    low_pass: Annotated[
+        bool, typer.Option(help="smooth images before a coarser grid; without, linear interpolation alone, as MONAI has it; in a training {data.low_pass}")
+    ] = True,
+    workers: Workers = None,
 ) -> None:
     """Orient, resample and crop every case into files that patches are read from. Called again, it does only what is missing or has changed."""
     from .data.check import unsound
@@ -190,9 +219,9 @@ def data_prepare(
         raise typer.Exit(1)
 
 
-@app.command("plan")
+@command(app, "plan", examples=("home data plan mine.yaml FOLDER --memory 24",))
 def data_plan(
-    name: Annotated[str, typer.Argument(help="data set by name, or the path of a manifest")],
+    name: Name,
     root: Annotated[Path, typer.Argument(help="folder of the data set, of which headers are read")],
     memory: Annotated[float | None, typer.Option(help="GiB of the device to train on; default the GPU's here")] = None,
     spacing: Annotated[tuple[float, float, float] | None, typer.Option(help="mm to plan for; default the data's median")] = None,

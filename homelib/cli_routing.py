@@ -1,25 +1,41 @@
 """`home routing`: where every expert of a run looks in scans, as maps, tables and a page; what was made is kept if the rest is interrupted."""
 
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from . import cli_complete as names
 from .errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from .data.manifest import Case
+    from .run.folder import Run
+    from .study.expert_maps import RoutingMaps
+
+EXAMPLES = (
+    "home routing runs/mine ct-c --stage 2 --knock-out",
+    "home routing runs/amos scan.nii.gz --label label.nii.gz --native -o looked",
+    "home routing runs/amos 0001 0002 --root amos22  # and both together, by class",
+)
 console = Console(soft_wrap=True)
 
 
 def routing(
-    folder: Annotated[Path, typer.Argument(help="run folder, runs/<name>, of a MambaHoME")],
+    folder: Annotated[Path, typer.Argument(help="run folder, runs/<name>, of a MambaHoME", autocompletion=names.runs)],
     cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="scans' paths; or case ids: of the demo, or of the run's data set with --root")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="new folder; of several cases one for each in it; default RUN/routing/CASE")] = None,
     root: Annotated[Path | None, typer.Option(help="folder of the run's data set, where CASE is an id")] = None,
     label: Annotated[Path | None, typer.Option(help="label file of one scan given by its path, with the data set's raw labels")] = None,
-    modality: Annotated[str | None, typer.Option(help="CT, MRI or US, where the data set has several")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="CT, MRI or US, where the data set has several", autocompletion=names.one_of("CT", "MRI", "US"))
+    ] = None,
     stage: Annotated[list[int], typer.Option(help="encoder stage, from 0 (finest); may be repeated; default all")] = [],  # noqa: B006
     block: Annotated[list[int], typer.Option(help="block of a stage, from 0; may be repeated; default all")] = [],  # noqa: B006
     level: Annotated[list[int], typer.Option(help="1 (experts of tokens) or 2 (experts of slots); may be repeated; default both")] = [],  # noqa: B006
@@ -34,8 +50,6 @@ def routing(
     """Where every expert of a run looks in scans: maps (NIfTI, npz), tables (CSV), a page (HTML), and a summary.
 
     Of several labelled scans, of one call or of several, also class and expert by modality and by data set.
-
-    Example: home routing runs/mine ct-c --stage 2 --knock-out
     """
     import torch
 
@@ -59,7 +73,7 @@ def routing(
             raise UserError(f"{place}: exists already and is left as it is. Choose another --out, or delete it.")
     device = torch.device("cuda" if run.settings.training.accelerator in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
     network = trained_network(run).to(device)
-    which = {"stages": stage or None, "blocks": block or None, "levels": level or (1, 2)}
+    which: dict[str, Any] = {"stages": stage or None, "blocks": block or None, "levels": level or (1, 2)}
     layers_of(network, **which)  # refuses what is not there
     asked = _Asked(which, slots, shifts, knock_out, nifti, native)
     labelled = [_looked_at(case, place, run, network, asked) for case, place in zip(found, places, strict=True)]
@@ -83,11 +97,10 @@ def _say(line: str) -> None:
     console.print(line, highlight=False, markup=False)
 
 
-def _looked_at(found, out: Path, run, network, asked: _Asked) -> bool:
+def _looked_at(found: "Case", out: Path, run: "Run", network: "nn.Module", asked: _Asked) -> bool:
     """One case: all that is made is written as soon as it is there, the maps first and the page last. Returns whether the case is labelled."""
-    from tqdm import tqdm
-
     from .data.prepare import prepare
+    from .progress import bar
     from .run.predict import windows_of
     from .study.association import associations
     from .study.balance import at_start, balance
@@ -104,18 +117,17 @@ def _looked_at(found, out: Path, run, network, asked: _Asked) -> bool:
         raise UserError(f"--knock-out: found {found.id} without a label, expected one: Dice is measured. Give it by --label.")
     parts = memory(network, prepared, settings, layers, slots=asked.slots, knock_out=asked.knock_out, nifti=asked.nifti, native=asked.native)
     _say(f"{found.id}: {'x'.join(map(str, prepared.image.shape))} voxels as prepared, {len(layers)} layers; {told_memory(parts)}.")
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=2 * windows_of(prepared, settings).count, desc="maps", unit="window", disable=quiet) as bar:
-        start = balance(at_start(prepared, settings, **asked.which, on_window=bar.update))  # first: its maps are gone when the run's are made
-        maps = routing_maps(network, prepared, settings, **asked.which, slots=asked.slots, on_window=bar.update)
+    with bar(total=2 * windows_of(prepared, settings).count, desc="maps", unit="window") as shown:
+        start = balance(at_start(prepared, settings, **asked.which, on_window=shown.update))  # first: its maps are gone when the run's are made
+        maps = routing_maps(network, prepared, settings, **asked.which, slots=asked.slots, on_window=shown.update)
     maps.save(out / "maps.npz")
     files = write_nifti(maps, out / "nifti", native=prepared if asked.native else None) if asked.nifti else []
-    associated = associations(maps, shifts=asked.shifts) if maps.label is not None else None
+    associated = associations(maps, shifts=asked.shifts, progress=True) if maps.label is not None else None
     if associated is not None:
         Kept(maps.name, maps.modality, maps.data_set, mark_of(run.weights_file), associated).save(out / FILE)
     tables = {}
-    with tqdm(total=len(wanted) + 1, desc="knock-out", unit="prediction", disable=quiet or not wanted) as bar:
-        how = {"found": associated, "start": start, "wanted": wanted, "on_prediction": bar.update}
+    with bar(total=len(wanted) + 1, desc="knock-out", unit="prediction", show=bool(wanted)) as shown:
+        how = {"found": associated, "start": start, "wanted": wanted, "on_prediction": shown.update}
         for name, table in routing_tables(network, prepared, settings, maps, **how, on_rows=lambda rows: _write_table("knockout", rows, out)):
             tables[name] = table
             _write_table(name, table, out)
@@ -138,14 +150,14 @@ def _where(asked: _Asked, out: Path) -> str:
     return f"NIfTI lie on the grid as prepared, over {out.name}/nifti/image.nii.gz and not over the scan's file, whose grid --native takes."
 
 
-def _write_table(name: str, table, out: Path) -> None:
+def _write_table(name: str, table: "pd.DataFrame", out: Path) -> None:
     from .paths import written_whole
 
     with written_whole(out / f"{name}.csv") as part:
         table.to_csv(part, index=False)
 
 
-def _write_page(out: Path, title: str, lines: list[str], maps, tables) -> None:
+def _write_page(out: Path, title: str, lines: list[str], maps: "RoutingMaps", tables: Mapping[str, "pd.DataFrame"]) -> None:
     import re
 
     import matplotlib

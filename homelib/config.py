@@ -5,6 +5,7 @@ line do. An unknown field or a wrong value is one line that names the field, the
 """
 
 import difflib
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -376,6 +377,19 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
             branch = branch[group]
         branch[leaf] = value
     return Settings(**tree)
+
+
+def values(settings: Settings) -> dict[str, str]:
+    """Every setting by its dotted name, with its value as `--set` takes it.
+
+    >>> values(preset("smoke"))["training.steps"]
+    '4'
+    """
+    tree, found = settings.model_dump(mode="json"), {}
+    for name in field_names(Settings):
+        value = functools.reduce(lambda branch, part: branch[part], name.split("."), tree)
+        found[name] = value if isinstance(value, str) else json.dumps(value)
+    return found
 
 
 PRESETS = {"smoke": smoke, "laptop": laptop, "paper": paper, "released": released}

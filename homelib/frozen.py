@@ -2,21 +2,27 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+    from pydantic.fields import FieldInfo
+else:
+    ModelMetaclass = type(BaseModel)  # pydantic gives it no public name
 
-class _OneLineErrors(type(BaseModel)):
+
+class _OneLineErrors(ModelMetaclass):
     """Wraps the outermost call alone: an error in a nested model keeps its full dotted name (`training.steps`), which an `__init__` would cut."""
 
-    def __call__(cls, **fields: Any):
+    def __call__(cls, **fields: Any) -> Any:
         try:
             return super().__call__(**fields)
         except ValidationError as error:
-            raise UserError(describe(error, cls)) from None
+            raise UserError(describe(error, cls)) from None  # type: ignore[arg-type]  # a class of this kind is a model
 
 
 class Frozen(BaseModel, metaclass=_OneLineErrors):
@@ -52,14 +58,25 @@ def ended(sentence: str) -> str:
     return sentence if sentence.endswith("?") else sentence + "."
 
 
-def field_names(tree: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all leaves of a settings tree."""
-    names = []
+def leaves(tree: type[BaseModel], prefix: str = "") -> "dict[str, FieldInfo]":
+    """All leaves of a settings tree by their dotted names."""
+    found: dict[str, FieldInfo] = {}
     for name, field in tree.model_fields.items():
         inner = field.annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        names += field_names(inner, f"{prefix}{name}.") if nested else [prefix + name]
-    return names
+        found |= leaves(inner, f"{prefix}{name}.") if isinstance(inner, type) and issubclass(inner, BaseModel) else {prefix + name: field}
+    return found
+
+
+def field_names(tree: type[BaseModel]) -> list[str]:
+    """Dotted names of all leaves of a settings tree."""
+    return list(leaves(tree))
+
+
+def choices(leaf: "FieldInfo") -> tuple[str, ...]:
+    """The values of a leaf that has a few, as they are written on the command line; none of another."""
+    if leaf.annotation is bool:
+        return ("true", "false")
+    return tuple(map(str, get_args(leaf.annotation))) if get_origin(leaf.annotation) is Literal else ()
 
 
 def shortened(value: Any) -> str:

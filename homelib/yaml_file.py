@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,19 +17,19 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 class _PlainLoader(yaml.SafeLoader):
     """SafeLoader without aliases (they can blow a small file up to gigabytes), tags (whose readers raise anything), endless numbers, and repeated keys."""
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("an alias (*name); write the value out")
         if tag := getattr(self.peek_event(), "tag", None):
             raise yaml.YAMLError(f"a tag ({tag}); write the value alone")
         return super().compose_node(parent, index)
 
-    def construct_object(self, node, deep=False):
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
         if node.tag in _NUMBERS and (len(node.value) > _LONGEST_NUMBER or ":" in node.value):
             raise yaml.YAMLError(f"{short(node.value, 40)!r}, a number of many digits or of base 60; put a text into quotes")
         return super().construct_object(node, deep)
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         twice = next((key for key, times in keys.items() if times > 1), None)
         if twice is not None:

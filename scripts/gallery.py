@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 720  # pixels at most
-COLOURS = 128
+QUALITY = 88  # of JPEG: a palette of 256 colours takes classes that are rare for others
 
 
 def picture(notebook: Path) -> Image.Image | None:
@@ -44,8 +44,8 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     for name, shown in found.items():
         shown.thumbnail((WIDTH, 10 * WIDTH))
-        shown.quantize(COLOURS).save(given.out / f"{name}.png", optimize=True)
-        print(given.out / f"{name}.png")
+        shown.save(given.out / f"{name}.jpg", quality=QUALITY, optimize=True)
+        print(given.out / f"{name}.jpg")
 
 
 if __name__ == "__main__":

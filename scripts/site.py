@@ -20,6 +20,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")  # beside the README, where they are there
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 FORMULA = re.compile(r"(?<!\\)(\$\$?)([^$]+)\1")
 CONFIG = {
     "site_name": "homelib",
@@ -38,7 +39,13 @@ CSS = """
 .md-typeset a { text-decoration: underline; }
 .md-typeset pre.output { font-size: .64rem; padding: .8em; background: #f5f5f5; color: #1a1a1a; overflow-x: auto; }
 """
-SCRIPT = 'document.querySelectorAll(".md-search").forEach(search => search.setAttribute("aria-label", "Search"));  // the theme leaves the dialog nameless\n'
+SCRIPT = """
+// What the theme leaves out: a name of its search dialog, and keys for tables wider than the page, whose frames it makes when a page is shown.
+document.querySelectorAll(".md-search").forEach(search => search.setAttribute("aria-label", "Search"));
+const reach = () => document.querySelectorAll(".md-typeset__scrollwrap:not([tabindex])").forEach(frame => frame.setAttribute("tabindex", "0"));
+new MutationObserver(reach).observe(document.body, { childList: true, subtree: true });
+reach();
+"""
 
 
 def page(notebook: Path, folder: Path) -> str:
@@ -88,6 +95,24 @@ def _with_formulas(source: str) -> str:
     )
 
 
+def with_links(text: str, source: str, pages: dict[str, str]) -> str:
+    """A page's text whose links lead to other pages; what is in the clone but no page is named without one, and a link to nothing is left, to be found.
+
+    Args:
+        source: the page's file in the clone. pages: of every file that is one, its place in the site.
+    """
+    here = ROOT / source
+
+    def told(link: re.Match) -> str:
+        target = Path(os.path.normpath(here.parent / link[2]))
+        name = target.relative_to(ROOT).as_posix() if target.is_relative_to(ROOT) else ""
+        if name in pages:
+            return f"[{link[1]}]({os.path.relpath(pages[name], Path(pages[source]).parent)}{link[3] or ''})"
+        return link[1] if name and target.exists() else link[0]
+
+    return LINK.sub(told, text)
+
+
 def build(notebooks: Path, out: Path) -> None:
     """Raises ValueError: no executed notebooks there. Ends with mkdocs' status where a link leads nowhere."""
     executed = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
@@ -97,16 +122,16 @@ def build(notebooks: Path, out: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(ROOT / "docs", work / "docs")
     (work / "notebooks").mkdir()
-    shelf, navigation = {}, []
+    pages = {"README.md": "index.md"} | {name: name for name in PAGES if (ROOT / name).exists()}
+    pages |= {name: name for path in (ROOT / "docs").glob("*.md") if (name := path.relative_to(ROOT).as_posix())}
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in pages}
+    navigation = []
     for notebook in executed:
-        (work / "notebooks" / f"{notebook.stem}.md").write_text(page(notebook, work / "notebooks"), encoding="utf-8")
-        shelf[f"notebooks/{notebook.stem}.ipynb"] = f"notebooks/{notebook.stem}.md"
-        navigation.append({notebook.stem[:2] + " " + notebook.stem[3:].replace("_", " ").capitalize(): f"notebooks/{notebook.stem}.md"})
-    for name in ("README.md", *(page for page in PAGES if (ROOT / page).exists())):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for source, made in shelf.items():
-            text = text.replace(f"({source})", f"({made})")
-        (work / ("index.md" if name == "README.md" else name)).write_text(text, encoding="utf-8")
+        name, place = f"notebooks/{notebook.stem}.ipynb", f"notebooks/{notebook.stem}.md"
+        pages[name], texts[name] = place, page(notebook, work / "notebooks")
+        navigation.append({notebook.stem[:2] + " " + notebook.stem[3:].replace("_", " ").capitalize(): place})
+    for name, text in texts.items():
+        (work / pages[name]).write_text(with_links(text, name, pages), encoding="utf-8")
     (work / "site.css").write_text(CSS)
     (work / "site.js").write_text(SCRIPT)
     more = [{path.stem.replace("_", " ").capitalize(): path.relative_to(work).as_posix()} for path in sorted((work / "docs").glob("*.md"))]

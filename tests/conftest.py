@@ -6,11 +6,15 @@ No test reads or writes the user's cache or run folders.
 import os
 import re
 import shutil
+import signal
 import sys
 
 # Before torch and Triton: threads that spin while they wait make a busy machine several times slower, and without a GPU Triton runs its kernels as Python.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TRITON_INTERPRET", "0" if shutil.which("nvidia-smi") else "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a script starts in the background ignores Ctrl-C, and so would all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -25,6 +29,15 @@ from homelib.data.prepare import PreparedCase, prepare  # noqa: E402
 def pytest_xdist_auto_num_workers() -> int:
     """-n auto: one more than there are cores, for a worker waits now and then for a process that it has started; 8 at most, for the memory."""
     return min(8, (os.cpu_count() or 1) + 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `long` wait for who asks for them, as CI does: `make test` is to be over in ten minutes on two cores."""
+    if "HOMELIB_TEST_LONG" not in os.environ:
+        skip = pytest.mark.skip(reason="takes long, on demand alone: HOMELIB_TEST_LONG=1")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session", autouse=True)

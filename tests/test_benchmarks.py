@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import bare, cases, catalogue, cpu, data, data_cases, evaluation, gpu, measure, peers
+from benchmarks import bare, cases, catalogue, cpu, data, data_cases, evaluation, gpu, grid, measure, peers, slurm_node
 from homelib.data.cache import CaseFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -394,3 +394,52 @@ def test_a_traced_step_is_measured_beside_one_without_hooks():
     assert kept[:2] == [0, 0]
     assert 0 < kept[2]
     assert 0 < kept[3]
+
+
+@pytest.fixture
+def grids(monkeypatch, tmp_path):
+    """`benchmarks.grid` by its parts' names, each found as it is told, or an error; exit status, and what grid.json then holds."""
+
+    def run(*words: str, **found: dict | Exception) -> tuple[int | str, dict]:
+        def part(name):
+            def does(folder, still, **options):
+                if isinstance(found[name], Exception):
+                    raise found[name]
+                return dict(found[name])
+
+            return does
+
+        for name, function in (("killed", "killed_and_resumed"), ("arms", "crash_and_hang"), ("slurm", "queued_again")):
+            monkeypatch.setattr(grid, function, part(name))
+        monkeypatch.setattr("sys.argv", ["benchmarks.grid", *words])
+        with pytest.raises((SystemExit, RuntimeError)) as end:
+            grid.main()
+        return getattr(end.value, "code", "cut off"), json.loads((tmp_path / "grid.json").read_text())
+
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(grid, "undisturbed", lambda folder: None)
+    monkeypatch.setattr(slurm_node, "why_not", lambda: "")
+    return run
+
+
+def test_a_part_of_the_grids_is_saved_when_it_ends_beside_those_before(grids):
+    status, told = grids(killed={"runs": 12, "well": True}, arms=RuntimeError("cut off"))
+    assert (status, told["killed"]["runs"], "crash and hang" in told) == ("cut off", 12, False)
+    status, told = grids("arms", "slurm", arms={"finished": 10, "well": True}, slurm={"runs": 11, "well": False})
+    assert status == 1
+    assert (told["killed"]["runs"], told["crash and hang"]["finished"], told["slurm"]["runs"]) == (12, 10, 11)
+    assert grids("slurm", slurm={"runs": 12, "well": True})[0] == 0
+
+
+def test_what_another_machine_said_of_the_grids_is_not_kept_beside(grids, monkeypatch):
+    grids("killed", killed={"well": True})
+    here = measure.machine()
+    monkeypatch.setattr(measure, "machine", lambda: here | {"cpu": "another"})
+    assert set(grids("arms", arms={"well": True})[1]) == {"machine", "steps a run", "crash and hang"}
+
+
+def test_where_there_is_no_slurm_the_grid_on_it_is_skipped_with_the_reason(grids, monkeypatch, capsys):
+    monkeypatch.setattr(slurm_node, "why_not", lambda: "needs sbatch")
+    status, told = grids(killed={"well": True}, arms={"well": True})
+    assert (status, "slurm" in told) == (0, False)
+    assert "slurm: skipped, needs sbatch" in capsys.readouterr().out

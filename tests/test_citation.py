@@ -100,4 +100,5 @@ def test_the_forms_are_forms():
 
 def test_a_fault_is_told_with_what_home_doctor_prints():
     required = {field["id"]: field for field in FORMS["bug_report"]["body"] if field.get("validations", {}).get("required")}
-    assert "home doctor" in required["doctor"]["attributes"]["label"]
+    assert "home doctor --report" in required["doctor"]["attributes"]["label"]
+    assert "render" not in required["doctor"]["attributes"], "the report is Markdown, to be shown as such"

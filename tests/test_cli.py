@@ -301,7 +301,11 @@ def test_a_folder_is_predicted_measured_and_not_done_again(run, home, mistake, p
 def test_a_run_is_exported(run, home, mistake, tmp_path):
     status, told, _ = home("export", run, "--to", "hub", "--out", tmp_path / "hub")
     assert (status, told) == (0, f"{tmp_path / 'hub'}: written.\n")
+    assert home("export", run, "--to", "hub", "--out", tmp_path / "small", "--bits", 4)[0] == 0
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("small", "hub")]
+    assert sizes[0] < sizes[1]
     assert "--to: found 'zip', expected one of bundle, hub, onnx" in mistake("export", run, "--to", "zip")
+    assert "--bits: found 12, expected 2 to 8, or 32" in mistake("export", run, "--to", "hub", "--out", tmp_path / "other", "--bits", 12)
 
 
 def test_predict_refuses_what_is_no_scan(run, mistake, tmp_path):

@@ -48,7 +48,7 @@ print("all of them")
 
 def sections() -> dict[str, list[tuple[str, str]]]:
     """Title -> (info string, text) of its fenced blocks."""
-    parts = re.split(r"^## (.*)$", TEXT, flags=re.MULTILINE)
+    parts = re.split(r"^## (?!Exercise$)(.*)$", TEXT, flags=re.MULTILINE)  # which is a cell's, inside a block
     return {title: BLOCK.findall(body) for title, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 

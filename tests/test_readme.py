@@ -63,6 +63,23 @@ def test_a_link_leads_somewhere(link):
     assert (ROOT / link).exists()
 
 
+def mapped() -> set[str]:
+    """Modules that the map of the house names, by their paths below homelib: a line is `WING/  what it is about: name, name; more about it: name`."""
+    text = next(block for _, block in BLOCKS if "\nhomelib/\n" in block).partition("\nhomelib/\n")[2]
+    wing, names = "", set()
+    for line in text.splitlines():
+        wing = found[1] if (found := re.match(r"  (\S+/) ", line)) else wing
+        for part in line.split(";"):
+            names |= {f"{wing}{name.strip()}.py" for name in part.partition(": ")[2].split(",") if name.strip()}
+    return names
+
+
+def test_the_map_names_every_module_and_none_that_there_is_not():
+    package = ROOT / "homelib"
+    there = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert mapped() == there
+
+
 def test_there_is_something_to_test():
     assert len(COMMANDS) > 10
     assert {"demo", "test", "lab"} <= set(TARGETS)

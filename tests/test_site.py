@@ -1,9 +1,14 @@
 """`make site`: executed notebooks and docs become pages that can be searched and read by all; what is not executed, or leads nowhere, is told."""
 
+import functools
+import http.server
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nbformat
@@ -17,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not SCRIPT.exists(), reason="needs the clone: scripts/site.py is not installed"),
     pytest.mark.skipif(bool(NEEDED), reason=f'needs {", ".join(NEEDED)}: pip install -e ".[site]"'),
 ]
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TABLE = "<style>\n\n th { color: black }\n</style>\n<table>\n"
 TABLE += '<tr><th class="blank level0">&nbsp;</th><th>Dice</th></tr>\n\n <tr><td>liver</td><td>71.2</td></tr>\n</table>'
@@ -78,3 +84,41 @@ def test_without_executed_notebooks_it_is_one_line(outputs, told, tmp_path):
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert told in done.stderr
     assert "make demo" in done.stderr
+
+
+@pytest.fixture
+def served(built):
+    """The site's address on this machine."""
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *told: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=built)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif("HOMELIB_TEST_BROWSER" not in os.environ, reason="drives a browser, on demand alone: HOMELIB_TEST_BROWSER=1")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.skipif(importlib.util.find_spec("axe_playwright_python") is None, reason='needs axe-playwright-python: pip install -e ".[dev]"')
+def test_no_page_has_a_serious_fault_of_accessibility(served, built):
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    pages, found, elsewhere = [path.relative_to(built) for path in sorted(built.rglob("*.html"))], [], []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.on("request", lambda request: elsewhere.append(request.url) if not request.url.startswith((served, "data:", "blob:")) else None)
+        for path in pages:
+            page.goto(f"{served}/{path}")
+            faults = Axe().run(page).response["violations"]
+            grave = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+            found += [f"{path}: {fault['impact']} {fault['id']}: {fault['nodes'][0]['html'][:120]}" for fault in grave]
+        browser.close()
+    assert len(pages) > 5
+    assert not found, "\n".join(found)
+    assert not elsewhere  # a page that is read offline is whole

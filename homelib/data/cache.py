@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -72,7 +73,7 @@ class Chunked:
         self.path, self.offset, self.shape, self.window = path, offset, tuple(shape), window
         self.ndim, self.size = 3, int(np.prod(shape))
 
-    def __getitem__(self, box) -> np.ndarray:
+    def __getitem__(self, box: Any) -> np.ndarray:
         """Raises UserError: a file that is gone or damaged."""
         try:
             stored = blosc2.open(str(self.path), mode="r", offset=self.offset, dparams={"nthreads": 1})
@@ -80,7 +81,7 @@ class Chunked:
         except DAMAGED as error:
             raise _gone(self.path, error) from None
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
@@ -104,7 +105,7 @@ def write_case(
     members = {"image.b2nd": _frame(stored)} | {f"shares/{index}.b2nd": _frame(share) for index, share in enumerate(shares)}
     facts = facts | {"window": window, "counts": places and places.counts, "shares": sum(name.startswith("shares/") for name in members)}
     members |= {"case.json": json.dumps(facts, indent=1).encode()}
-    if places is not None:
+    if label is not None and places is not None:
         members |= {"label.b2nd": _frame(label)} | {f"places/{index}.npy": _npy(voxels) for index, voxels in places.voxels.items()}
     with written_whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as packed:
         for name, content in members.items():
@@ -139,7 +140,7 @@ class CaseFile:
         return cls(Path(path), facts, volumes["image"], volumes.get("label"), places, tuple(shares))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Image and label as whole arrays, with the zip's checksums checked. Raises one of `DAMAGED`."""
+        """Image and label (None without one) as whole arrays (D, H, W), with the zip's checksums checked. Raises one of `DAMAGED`."""
         with zipfile.ZipFile(self.path) as packed:
             image = _unscaled(blosc2.ndarray_from_cframe(packed.read("image.b2nd"))[:], self.image.window)
             return image, blosc2.ndarray_from_cframe(packed.read("label.b2nd"))[:] if self.label is not None else None
@@ -186,9 +187,10 @@ def _frame(volume: np.ndarray) -> bytes:
 
 def _offset(packed: zipfile.ZipFile, name: str) -> int:
     """Where a stored member's bytes begin in the file: after its local header, whose two last fields are the lengths of name and extra."""
-    start = packed.getinfo(name).header_offset
-    packed.fp.seek(start + 26)
-    lengths = packed.fp.read(4)
+    start, stream = packed.getinfo(name).header_offset, packed.fp
+    assert stream is not None  # as long as the archive is open
+    stream.seek(start + 26)
+    lengths = stream.read(4)
     return start + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
@@ -198,7 +200,7 @@ def _scaled(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 
 def in_bytes(share: np.ndarray) -> np.ndarray:
-    """A class's share as a case's file keeps it, uint8."""
+    """A class's share (D, H, W) as a case's file keeps it, uint8."""
     low, high = SHARES
     return np.rint((share.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 

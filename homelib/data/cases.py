@@ -25,6 +25,9 @@ def with_demo_cases(settings: Settings, demo: DemoData, *, direction: str = "a-t
         settings: of a preset.
         demo: the cases.
         direction: "a-to-c" trains on patient a and tests on patient c; "c-to-a" the other way round.
+
+    Raises:
+        UserError: another direction.
     """
     if direction not in DIRECTIONS:
         raise UserError(f"direction: found {direction!r}, expected one of {', '.join(DIRECTIONS)}.")

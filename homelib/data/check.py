@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..paths import cache_dir, mark_of, written_whole
+from ..progress import bar
 from .checks import FILES
 from .examine import SPACING_MM, VERSION, Report, Rules, examine
 from .findings import Finding, finding, in_order, write_findings, write_rows
@@ -53,7 +54,7 @@ def check(
         workers: processes; None is one a core. 1 works in this process.
         kept: folder for results; None is one in the cache for this manifest and root.
         again: read every case again.
-        progress: show a bar on stderr.
+        progress: show a bar, where there is a terminal.
 
     Raises:
         UserError: `root` is no folder, or the manifest has no layouts.
@@ -150,14 +151,12 @@ def _stamp(path: Path) -> tuple:
 
 
 def _examined(cases: list[Case], rules: Rules, workers: int | None, total: int, progress: bool) -> Iterable[Report]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=total - len(cases), unit="case", desc="check", disable=not progress) as bar:
+    with bar(total=total, initial=total - len(cases), unit="case", desc="check", show=progress) as shown:
         for index, result in over(_work, [(case, rules) for case in cases], workers=default_workers() if workers is None else workers):
             if isinstance(result, Exception):
                 case = cases[index]
                 result = Report(case.id, [finding("reader died", case.id, case.image, f"{type(result).__name__}: {result}"[:200])])
-            bar.update()
+            shown.update()
             yield result
 
 

@@ -13,6 +13,8 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Check:
+    """What is asked of a data set: how bad its fault is, what is expected (with places to be filled), the remedy, and whether `--fix` mends it."""
+
     severity: Severity
     expected: str
     remedy: str

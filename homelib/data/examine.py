@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,8 @@ def _examine(case: Case, rules: Rules, report: Report) -> None:
             _tell(report, "label is the image", case.label, "the same values in both")
 
 
-def _tell(report: Report, check: str, file: object, found: str, **filled: object) -> None:
-    report.findings.append(finding(check, report.case, file, found, **filled))
+def _tell(report: Report, check: str, file: str | Path | None, found: str, **filled: object) -> None:
+    report.findings.append(finding(check, report.case, file or "", found, **filled))
 
 
 def _opened(case: Case, rules: Rules, report: Report, role: str) -> Volume | None:
@@ -98,7 +99,7 @@ def _hash(data: np.ndarray) -> str:
     """Of shape and values, whatever the type of the numbers: a copy in another format has the same."""
     digest = hashlib.blake2b(repr(data.shape).encode(), digest_size=16)
     for k in range(data.shape[2]):
-        digest.update(np.ascontiguousarray(data[:, :, k], np.float32))
+        digest.update(np.ascontiguousarray(data[:, :, k], np.float32).data)
     return digest.hexdigest()
 
 
@@ -166,13 +167,13 @@ def _place(case: Case, image: Volume, label: Volume, report: Report) -> None:
 
 
 def apart_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance between the corners of two grids of the same shape."""
+    """Largest distance between the corners of two grids of the same shape, by their affines (4, 4)."""
     corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))])
     return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
 
 
 def turned(label: Volume, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of a label after its axes are flipped and swapped to those of another affine; no value is moved."""
+    """Shape and affine (4, 4) of a label after its axes are flipped and swapped to those of another affine (4, 4); no value is moved."""
     from nibabel.orientations import inv_ornt_aff
 
     change = orientation_change(label.affine, affine)
@@ -181,7 +182,7 @@ def turned(label: Volume, affine: np.ndarray) -> tuple[tuple[int, ...], np.ndarr
 
 
 def orientation_change(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """How axes of one affine are flipped and swapped into those of another, as `nibabel.apply_orientation` takes it."""
+    """How axes of one affine (4, 4) are flipped and swapped into those of another, (3, 2) as `nibabel.apply_orientation` takes it."""
     from nibabel.orientations import io_orientation, ornt_transform
 
     return ornt_transform(io_orientation(start), io_orientation(end))

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..paths import written_whole
+from ..progress import bar
 from .manifest import Archive, Manifest
 from .unpack import unpack
 
@@ -67,7 +69,7 @@ def fetch_archives(archives: Sequence[Archive], folder: str | Path, *, progress:
     Args:
         archives: what to fetch.
         folder: of the data set; made if need be.
-        progress: show a bar.
+        progress: show a bar, where there is a terminal.
         keep: the archives after they were unpacked. Without them, a second call fetches nothing either.
 
     Returns:
@@ -83,7 +85,7 @@ def fetch_archives(archives: Sequence[Archive], folder: str | Path, *, progress:
         if done.exists():
             continue
         packed = download(archive, folder / "archives", progress=progress)
-        unpack(packed, files / archive.into)
+        unpack(packed, files / archive.into, progress=progress)
         with written_whole(done) as part:
             part.write_text(f"{archive.url}\n")
         if not keep:
@@ -128,16 +130,16 @@ class Resuming:
         self.tag = partial.with_name(partial.name + ".tag")  # which version of the file the bytes are of, as the server calls it
         self.began = 0  # byte that the last answer began with
 
-    def __call__(self, url: str, output_file: str, pooch_) -> None:
+    def __call__(self, url: str, output_file: str, pooch_: Any) -> None:
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         fruitless, most = 0, 0
-        with tqdm(unit="B", unit_scale=True, desc=self.partial.name.strip(".").removesuffix(".partial")[9:], disable=not self.progress) as bar:
+        with bar(unit="B", scaled=True, desc=self.partial.name.strip(".").removesuffix(".partial")[9:], show=self.progress) as shown:
             while True:
                 self.began, most = self._size(), max(most, self._size())
                 try:
-                    if self._more(url, bar):
+                    if self._more(url, shown):
                         break
-                    error = requests.ConnectionError("the connection was cut")
+                    error: requests.RequestException = requests.ConnectionError("the connection was cut")
                 except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as caught:
                     error = caught
                 # A server that begins anew each time brings something only where it comes further than ever.
@@ -148,7 +150,7 @@ class Resuming:
         os.replace(self.partial, output_file)
         self.tag.unlink(missing_ok=True)
 
-    def _more(self, url: str, bar: tqdm) -> bool:
+    def _more(self, url: str, shown: tqdm) -> bool:
         """Fetch what is missing; whether that was all. Raises a requests exception: a connection that is cut, or refused by a status."""
         start, headers = self._size(), {"Accept-Encoding": "identity"}
         tag = self.tag.read_text() if start and self.tag.exists() else ""
@@ -167,11 +169,11 @@ class Resuming:
             missing = answer.headers.get("Content-Length")
             whole = start + int(missing) if missing else None
             self.tag.write_text(_version(answer))
-            bar.total, bar.n = whole, start
+            shown.total, shown.n = whole, start
             with self.partial.open("ab" if going_on else "wb") as out:
                 for piece in answer.iter_content(PIECE_BYTES):
                     out.write(piece)
-                    bar.update(len(piece))
+                    shown.update(len(piece))
         return whole is None or self._size() == whole
 
     def _size(self) -> int:

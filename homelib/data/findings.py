@@ -5,9 +5,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..paths import written_whole
 from .checks import CHECKS, Severity
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -46,7 +50,7 @@ def count(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in numbers.items())
 
 
-def table(findings: Iterable[Finding], root: str | Path):
+def table(findings: Iterable[Finding], root: str | Path) -> "Table":
     """The findings as a `rich` table for the terminal, with files as paths below `root`."""
     from rich.table import Table
     from rich.text import Text

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..paths import written_whole
+from ..progress import bar
 from .check import Checked, state
 from .examine import Rules, apart_mm, orientation_change, turned
 from .findings import printable, write_rows
@@ -64,14 +65,15 @@ def fix(checked: Checked, manifest: Manifest, root: str | Path, out: str | Path,
         root: its folder; only read.
         out: a new or empty folder, or one that was begun for the same data in the same state, which is then finished.
         workers: processes; None is one a core. 1 works in this process.
-        progress: show a bar on stderr.
+        progress: show a bar, where there is a terminal.
 
     Raises:
         UserError: `out` holds something else, or lies in the data set's folder, or around it; files that could not be mended, when all others are.
     """
     given, root, out = Path(root).expanduser(), Path(root).expanduser().resolve(), fit_for_copies(root, out)
     _claim(out, checked, manifest, root)
-    jobs, links = [], {}
+    jobs: list[_Job] = []
+    links: dict[Path, Path] = {}
     for case in checked.cases:
         wrong: dict[str, list[str]] = {}
         for f in checked.reports[case.id].findings:
@@ -155,14 +157,13 @@ def _link(file: Path, target: Path) -> None:
 
 def _mend_all(jobs: list[_Job], out: Path, workers: int | None, progress: bool) -> tuple[list[Repair], list[str]]:
     """Mend what an earlier call has not; every repair, and what could not be mended and why."""
-    from tqdm import tqdm
-
     done = _done(out)
     left = [job for job in jobs if job.repair not in done]
     write_rows(map(asdict, sorted(done, key=lambda repair: repair.file)), _COLUMNS, out / _TOLD)
     failed = []
-    with (out / _TOLD).open("a", newline="", encoding="utf-8") as told, tqdm(total=len(jobs), unit="file", desc="fix", disable=not progress) as bar:
-        bar.update(len(jobs) - len(left))
+    with (out / _TOLD).open("a", newline="", encoding="utf-8") as told, bar(
+        total=len(jobs), initial=len(jobs) - len(left), unit="file", desc="fix", show=progress
+    ) as shown:
         for index, result in over(_mend, left, workers=default_workers() if workers is None else workers):
             job = left[index]
             if isinstance(result, Exception):
@@ -173,7 +174,7 @@ def _mend_all(jobs: list[_Job], out: Path, workers: int | None, progress: bool) 
                 done.add(job.repair)
             else:
                 _link(getattr(job.case, job.role), job.target)
-            bar.update()
+            shown.update()
     repairs = [job.repair for job in jobs if job.repair in done]
     write_rows(map(asdict, repairs), _COLUMNS, out / _TOLD)
     return repairs, failed
@@ -245,9 +246,9 @@ def save(volume: Volume, path: Path) -> None:
         else:
             import SimpleITK as sitk
 
-            image = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T))
+            of_itk = sitk.GetImageFromArray(np.ascontiguousarray(volume.data.T))
             affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
-            image.SetOrigin(affine[:3, 3].tolist())
-            image.SetSpacing(volume.spacing_mm)
-            image.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
-            sitk.WriteImage(image, str(part), useCompression=True)
+            of_itk.SetOrigin(affine[:3, 3].tolist())
+            of_itk.SetSpacing(volume.spacing_mm)
+            of_itk.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
+            sitk.WriteImage(of_itk, str(part), useCompression=True)

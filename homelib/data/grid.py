@@ -13,8 +13,11 @@ from functools import lru_cache
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import DTypeLike
 from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.sparse import csr_array
+
+from ..axes import three
 
 SHEAR_VOXELS = 0.01  # that axes may lean, over the whole scan, and be taken as the grid's
 REACH_SIGMAS = 4  # of the low-pass, as SciPy cuts it off
@@ -55,12 +58,13 @@ class Resampling:
 
     @classmethod
     def to_spacing(cls, shape: tuple[int, ...], affine: np.ndarray, spacing_mm: tuple[float, ...]) -> "Resampling":
-        """The grid with the same first voxel and axes (at right angles) and another spacing, as MONAI's `Spacing` places it."""
-        linear, shape = affine[:3, :3], np.array(shape, int)
+        """From a grid by its shape and affine (4, 4) to the one with the same first voxel and axes (at right angles) and another spacing, as MONAI's
+        `Spacing` places it."""
+        linear, sizes = affine[:3, :3], np.array(shape, int)
         axes, lengths = np.linalg.qr(linear)
         new_affine = np.eye(4)
         new_affine[:3, :3] = axes * np.sign(np.diag(lengths)) * spacing_mm
-        corners = np.array(list(itertools.product(*((0, n - 1) for n in shape))))
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in sizes))))
         places = corners @ np.linalg.solve(new_affine[:3, :3], linear).T  # in new voxels, from the first old one
         low = places.min(0)
         new_shape = [round(n) for n in (np.ptp(places, axis=0) + 1).tolist()]
@@ -68,9 +72,9 @@ class Resampling:
         if first.any():
             start = linear @ corners[first.argmax()]
         else:  # a sheared scan has no voxel in the first place: the middles agree
-            start = linear @ (shape / 2) - new_affine[:3, :3] @ (np.array(new_shape) / 2)
+            start = linear @ (sizes / 2) - new_affine[:3, :3] @ (np.array(new_shape) / 2)
         new_affine[:3, 3] = affine[:3, 3] + start
-        return cls(tuple(map(int, shape)), affine, tuple(new_shape), new_affine)
+        return cls(three(map(int, shape)), affine, three(new_shape), new_affine)
 
     @property
     def steps(self) -> np.ndarray:
@@ -85,7 +89,7 @@ class Resampling:
 
     @property
     def sigma_voxels(self) -> np.ndarray:
-        """Of the low-pass that keeps out what a coarser grid cannot hold, so that a fine and a coarse scan look alike after it: half the
+        """(3,), of the low-pass that keeps out what a coarser grid cannot hold, so that a fine and a coarse scan look alike after it: half the
         step, in old voxels, less what the old grid has already smoothed."""
         ratios = np.linalg.norm(self.new_affine[:3, :3], axis=0) / np.linalg.norm(self.affine[:3, :3], axis=0)
         return 0.5 * np.sqrt(np.maximum(ratios**2 - 1, 0))
@@ -161,7 +165,7 @@ class Resampling:
         steps = self.steps
         return self.new_shape[axis], round(float(steps[axis, 3]), 9), float(steps[axis, axis])
 
-    def _general(self, volume: np.ndarray, order: int, beyond: str, kind: np.dtype, box: Box | None) -> np.ndarray:
+    def _general(self, volume: np.ndarray, order: int, beyond: str, kind: DTypeLike, box: Box | None) -> np.ndarray:
         linear, offset, shape = self.steps[:3, :3], self.steps[:3, 3], self.new_shape
         if box is not None:
             offset = offset + linear @ [part.start for part in box]

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from ..axes import three
 from ..errors import UserError
 from .dicom import series_files
 from .reading import has_suffix, itk_reader, no_stderr, quiet, with_plain_names
@@ -23,19 +25,19 @@ class Header:
 
     @property
     def order(self) -> np.ndarray:
-        """Which of the file's axes lies along right-left, front-back and up."""
+        """(3,): which of the file's axes lies along right-left, front-back and up."""
         return np.argsort(nib.orientations.io_orientation(np.vstack([np.hstack([self.linear, np.zeros((3, 1))]), [0, 0, 0, 1]]))[:, 0])
 
     @property
     def ras_shape(self) -> tuple[int, int, int]:
         """Voxels along right-left, front-back, up."""
-        return tuple(int(self.shape[axis]) for axis in self.order)
+        return three(int(self.shape[axis]) for axis in self.order)
 
     @property
     def ras_spacing_mm(self) -> tuple[float, float, float]:
         """As `ras_shape`."""
         lengths = np.linalg.norm(self.linear, axis=0)
-        return tuple(float(lengths[axis]) for axis in self.order)
+        return three(float(lengths[axis]) for axis in self.order)
 
 
 def read_header(path: str | Path) -> Header:
@@ -49,7 +51,7 @@ def read_header(path: str | Path) -> Header:
             shape, linear, voxel_bytes = _dicom(path) if path.is_dir() else _nifti(path) if has_suffix(path, (".nii", ".nii.gz")) else _itk(path)
         if len(shape) != 3:
             raise ValueError(f"{len(shape)} axes")
-        found = Header(tuple(int(n) for n in shape), np.asarray(linear, float), voxel_bytes)
+        found = Header(three(int(n) for n in shape), np.asarray(linear, float), voxel_bytes)
         found.order.tolist()  # of axes that are none it cannot be told
     except UserError:
         raise
@@ -60,7 +62,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def _nifti(path: Path) -> tuple:
-    file = nib.load(path)
+    file: Any = nib.load(path)
     stored = file.header.get_data_dtype().itemsize
     plain = (file.dataobj.slope, file.dataobj.inter) == (1, 0)
     return file.shape[:3], file.affine[:3, :3], stored if plain else stored + (4 if stored <= 2 else 8)  # what is scaled lies beside what was stored

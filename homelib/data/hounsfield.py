@@ -28,7 +28,8 @@ def shifted(values: np.ndarray) -> str:
 
 
 def windowed(values: np.ndarray, window: tuple[float, float]) -> str:
-    """What tells that a CT was cut off at a value within the window that is wanted, as grey values are; empty where nothing does."""
+    """What tells that a CT, some of whose voxels are `values` (n,), was cut off at a value within the window that is wanted, as grey values are; empty where
+    nothing does."""
     rest = _no_air(values)
     if not rest.size or (low := float(rest.min())) <= window[0]:
         return ""

@@ -6,6 +6,7 @@ to be looked at by the user. Nothing is written into the folder.
 
 import json
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from ..errors import UserError
 from ..paths import written_whole
+from ..progress import bar
 from .layouts import find_cases
 from .manifest import Case, Manifest, load_manifest
 from .naming import find_layouts
@@ -28,13 +30,14 @@ _SUBJECT = "sub-[A-Za-z0-9]+"  # of a BIDS session's case, sub-01_ses-1
 _IGNORED = "ignore"  # nnU-Net's name of a label that is none
 
 
-def import_folder(root: str | Path, out: str | Path, *, modality: str | None = None) -> Manifest:
+def import_folder(root: str | Path, out: str | Path, *, modality: str | None = None, progress: bool = False) -> Manifest:
     """Write the manifest of a folder to `out` (`my_data.yaml`, whose name becomes the data set's) and return it.
 
     Args:
         root: nnU-Net raw, Medical Segmentation Decathlon, BIDS-like, one folder a case (files, DICOM slices, one mask a class), or pairs of files.
         out: a new file; an old one is left as it is.
         modality: CT, MRI or US; None reads it off `dataset.json`, DICOM, or a word in the names.
+        progress: show a bar of the cases that are opened, where there is a terminal.
 
     Raises:
         UserError: no images found, an unknown modality, labels that cannot be read or are none, a name that is no name of a data set.
@@ -85,13 +88,13 @@ def import_folder(root: str | Path, out: str | Path, *, modality: str | None = N
         told = f"found images ({layouts[0]['image']}) and labels ({labels_left[0]}), but no id in both"
         raise UserError(f"{root}: {told}; expected each label under its image's id. Rename them, or write the layouts by hand.")
     looked = [cases[index] for index in np.unique(np.linspace(0, len(cases) - 1, min(LOOKED_AT, len(cases))).round().astype(int))]
-    spacing, told = _grids(looked)
-    fields["modality"] = found_modality = found_modality or told
+    spacing, said = _grids(bar(looked, desc="images", unit="case", show=progress))
+    fields["modality"] = found_modality = found_modality or said
     if found_modality not in WINDOWS:
         wanted = f"found {found_modality!r}" if found_modality else "the files do not say it"
         raise UserError(f"modality: {wanted}, expected one of {', '.join(WINDOWS)}. Give --modality.")
     fields |= {"expected_cases": len(cases), "spacing_mm": spacing, "intensity_window": list(WINDOWS[found_modality])}
-    labels = described.get("labels") or _mask_names(looked) or _values(looked, unverified)
+    labels = described.get("labels") or _mask_names(looked) or _values(bar(looked, desc="labels", unit="case", show=progress), unverified)
     fields["labels"], fields["classes"] = labels, _classes(labels)
     if regions := described.get("regions"):
         told = ", ".join(regions)
@@ -127,7 +130,8 @@ def _described(root: Path) -> dict[str, Any]:
         channels = {"0": channels} if isinstance(channels, str) else channels
         if len(channels) > 1:
             raise UserError(f"{path}: found {len(channels)} channels, expected one image a case; several are not supported.")
-        named, regions = {}, []
+        named: dict[int, str] = {}
+        regions: list[tuple[str, list[int]]] = []
         for key, value in tree.get("labels", {}).items():
             name, values = (value, [key]) if str(key).isdigit() else (key, value if isinstance(value, list) else [value])
             regions.append((str(name), [int(one) for one in values]))
@@ -161,22 +165,22 @@ def _modality_of_names(layouts: list[dict]) -> str | None:
 # ---------------------------------------------------------------- what some of the files say
 
 
-def _grids(cases: list[Case]) -> tuple[list[float], str | None]:
+def _grids(cases: Iterable[Case]) -> tuple[list[float], str | None]:
     """Median spacing in mm along right-left, front-back and up, and the modality that DICOM states."""
     import nibabel
 
-    spacings, modality, fault = [], None, None
+    spacings, faults, modality = [], [], None
     for case in cases:
         try:
             volume = read(case.image)
         except ReadFault as error:
-            fault = error
+            faults.append(error)
             continue
         axes = nibabel.io_orientation(volume.affine)[:, 0].astype(int)
         spacings.append(np.array(volume.spacing_mm)[np.argsort(axes)])
         modality = modality or _WORDS.get(volume.modality or "")
     if not spacings:
-        raise fault
+        raise faults[-1]
     return np.median(spacings, axis=0).round(3).tolist(), modality
 
 
@@ -186,7 +190,7 @@ def _mask_names(cases: list[Case]) -> dict[int, str]:
     return dict(enumerate(sorted(names), start=1))
 
 
-def _values(cases: list[Case], unverified: list[str]) -> dict[int, str]:
+def _values(cases: Collection[Case], unverified: list[str]) -> dict[int, str]:
     """The raw values in some label files, with names to be replaced."""
     values: set[int] = set()
     opened, empty, strange = 0, 0, ""

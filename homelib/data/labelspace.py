@@ -26,7 +26,10 @@ class LabelSpace:
     indices: dict[str, tuple[int, ...]]
 
     def to_union(self, label: np.ndarray, data_set: str) -> np.ndarray:
-        """A data set's own class indices (any shape, as `Manifest.merge` gives them) to those of the union, uint8. 255 stays 255."""
+        """A data set's own class indices (any shape, as `Manifest.merge` gives them) to those of the union, uint8. 255 stays 255.
+
+        Raises UserError: an index that the data set does not have, or a data set that is not one of these.
+        """
         table = np.full(256, 255, np.uint8)
         own = self.indices[self._known(data_set)]
         table[: len(own)] = own

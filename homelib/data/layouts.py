@@ -65,8 +65,9 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
         image, *other = images[case_id]
         for path in other:
             findings.append(finding("image twice", case_id, path, f"a second one, beside {image}"))
-        label, *rest = labels.get(case_id) or [None]
-        for path in rest:
+        found = list(labels.get(case_id, ()))
+        label = found[0] if found else None
+        for path in found[1:]:
             findings.append(finding("label twice", case_id, path, f"a second one, beside {label}"))
         if label is None and case_id in wanted:
             findings.append(finding("label missing", case_id, image, "an image alone", where=wanted[case_id]))
@@ -92,7 +93,7 @@ def find_cases(manifest: Manifest, root: str | Path) -> Found:
 class _Tree:
     """Folders, each listed once; the paths that some template has matched."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.listed: dict[str, dict[str, bool]] = {}  # folder -> name -> is it a folder
         self.matched: set[str] = set()
         self.findings: list[Finding] = []

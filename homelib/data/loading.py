@@ -5,6 +5,7 @@ and its place in the batch, so a training that stops and goes on sees the same p
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +35,13 @@ HOLES = 3  # at most, in one patch
 
 
 def window(image: np.ndarray, manifest: Manifest, modality: Modality | None = None) -> np.ndarray:
-    """Clip an image to the window of its modality (None: the manifest's own) and map it onto the manifest's range, float32 of the same shape."""
+    """Clip an image of any shape to the window of its modality (None: the manifest's own) and map it onto the manifest's range, float32."""
     (low, high), (bottom, top) = manifest.window_of(modality or manifest.modality), manifest.intensity_range
     return ((np.clip(image, low, high) - low) / (high - low) * (top - bottom) + bottom).astype(np.float32)
 
 
 class Patches:
-    """Random training patches of some cases.
+    """Random training patches of some cases. Raises UserError: no case, or one without a label.
 
     >>> patches = Patches(cases, settings.data, settings.training.augment, seed=0)   # doctest: +SKIP
     >>> image, label = patches.batch(step=0, size=2)   # (2, 1, D, H, W) float32 and (2, 1, D, H, W) int64; the same again for the same step
@@ -58,39 +59,42 @@ class Patches:
             if repr(kind) not in made:
                 made[repr(kind)] = augmentation(manifest, data.patch_voxels, augment, kind[1], modality=kind[0])
             self.transforms.append(made[repr(kind)])
-        self.places = [case.places for case in self.cases]
+        self.places: list[Places | None] = [case.places for case in self.cases]
         self.holders: dict[int, list[int]] = {}  # class -> cases that have it, where a class is drawn first; 0 -> those that have none
         if data.sampling == "classes":
-            self.places = [case.places or Places.of(np.asarray(case.label)) for case in self.cases]
+            known = [case.places or Places.of(np.asarray(case.label)) for case in self.cases]
+            self.places = list(known)
             for index in range(1, len(manifest.class_names)):
-                if having := [number for number, places in enumerate(self.places) if places.counts.get(index)]:
+                if having := [number for number, places in enumerate(known) if places.counts.get(index)]:
                     self.holders[index] = having
-            if healthy := [number for number, places in enumerate(self.places) if not places.counts]:
+            if healthy := [number for number, places in enumerate(known) if not places.counts]:
                 self.holders[0] = healthy  # drawn as often as a class: a network that never sees them finds lesions in all
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Patches of one step: images (size, 1, D, H, W) float32, labels (size, 1, D, H, W) int64 with 255 where the loss must not look."""
         pairs = [self.patch(step, place) for place in range(size)]
-        return tuple(torch.stack(parts) for parts in zip(*pairs, strict=True))
+        images, labels = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+        return images, labels
 
     def patch(self, step: int, place: int) -> tuple[Tensor, Tensor]:
+        """One of them: image (1, D, H, W) float32, label (1, D, H, W) int64. Raises UserError: a case's file that is gone or damaged."""
         rng = np.random.default_rng((self.seed, step, place))
         if self.holders:
             wanted = list(self.holders)[int(rng.integers(len(self.holders)))]
             index = self.holders[wanted][int(rng.integers(len(self.holders[wanted])))]
             places = self.places[index]
-            if wanted:
+            if wanted and places:
                 places = Places({wanted: places.counts[wanted]}, {wanted: places.voxels[wanted]})
         else:
             index = int(rng.integers(len(self.cases)))
             places = self.places[index]
         transform = self.transforms[index].set_random_state(int(rng.integers(2**32)))
         case = self.cases[index]
-        image, label = (volume if isinstance(volume, Chunked) else volume[None] for volume in (case.image, case.label))
+        image, label = (volume if volume is None or isinstance(volume, Chunked) else volume[None] for volume in (case.image, case.label))
         try:
             done = transform({"image": image, "label": label, "places": places})
         except RuntimeError as error:  # MONAI's, around whatever a transform has raised: a file that is gone, say
-            cause = error
+            cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
             raise cause or error from None
@@ -125,10 +129,10 @@ def augmentation(
     classes = len(manifest.class_names)
     if augment.recipe != "own":
         cut, changes = recipes.recipe(augment.recipe, manifest.name, patch_voxels)
-        steps = [RandPatchd(both, patch_voxels, beyond=low, classes=classes, **cut), ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True), *changes]
-        return _finished(steps, manifest)
-    place = {"class_centred": augment.class_centred, "overhang": augment.overhang, "mirrored": augment.mirrored}
-    turn = {"rotation_degrees": augment.rotation_degrees, "scaling": augment.scaling, "bending_voxels": augment.bending_voxels}
+        patch = RandPatchd(both, patch_voxels, beyond=low, classes=classes, **cut)
+        return _finished([patch, ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True), *changes], manifest)
+    place: dict[str, Any] = {"class_centred": augment.class_centred, "overhang": augment.overhang, "mirrored": augment.mirrored}
+    turn: dict[str, Any] = {"rotation_degrees": augment.rotation_degrees, "scaling": augment.scaling, "bending_voxels": augment.bending_voxels}
     steps: list = [RandPatchd(both, patch_voxels, beyond=low, classes=classes, **place, **turn)]
     if augment.contrast_phase:
         offsets = {manifest.class_names.index(name): span for name, span in contrast_ranges.items()}

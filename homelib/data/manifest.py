@@ -70,6 +70,13 @@ class Case:
     manifest: str
     part: str | None = None
 
+    @property
+    def label_file(self) -> Path:
+        """`label` of a case that has one. Raises UserError for another."""
+        if self.label is None:
+            raise UserError(f"{self.id}: found no label, expected a labelled case; leave it out, or add its label.")
+        return self.label
+
 
 class Manifest(Frozen):
     """One data set. Lengths in mm, intensities in HU (CT) or in the units of the image file (MRI, US).
@@ -193,13 +200,12 @@ class Manifest(Frozen):
         """Which of these raw label values the manifest does not know, sorted: neither 0, nor of its label map, nor, where it has none, of its classes."""
         return strange_values(values, self.labels, self.classes)
 
-    def window_of(self, modality: Modality) -> Range:
+    def window_of(self, modality: str) -> Range:
         """The intensity window of one modality. Raises UserError where the manifest has none."""
-        if modality == self.modality:
-            return self.intensity_window
-        if modality not in self.other_windows:
-            raise UserError(f"{self.name}: no intensity window for {modality}, expected one of {', '.join(self.modalities)}; add it to other_windows.")
-        return self.other_windows[modality]
+        for known, window in ((self.modality, self.intensity_window), *self.other_windows.items()):
+            if known == modality:
+                return window
+        raise UserError(f"{self.name}: no intensity window for {modality}, expected one of {', '.join(self.modalities)}; add it to other_windows.")
 
     @property
     def reference(self) -> str:
@@ -214,7 +220,7 @@ class Manifest(Frozen):
     def origin_of(self, case: str) -> LabelOrigin:
         """Where the label of a case comes from: as its entry says, SYNTHETIC of a phantom in its place (`phantom-a` for `ct-a`), else as the data set says."""
         listed = {entry.id: entry.label_origin for entry in self.cases}
-        phantoms = {"phantom-" + entry.id.split("-", 1)[-1]: "SYNTHETIC" for entry in self.cases}
+        phantoms: dict[str, LabelOrigin] = {"phantom-" + entry.id.split("-", 1)[-1]: "SYNTHETIC" for entry in self.cases}
         return (phantoms | listed).get(case, self.label_origin)
 
     def merge(self, labels: np.ndarray) -> np.ndarray:

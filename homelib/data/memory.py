@@ -3,6 +3,7 @@
 In memory is what MONAI's `CacheDataset` does. The files take the place of its `PersistentDataset`, which reads a whole volume for each patch.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..progress import bar
 from .prepare import PreparedCase
 
 VOXEL_BYTES = 5  # float32 intensity and uint8 class
 SHARE = 0.5  # of the free memory; the network, its patches and everything else have the other half
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
+LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))  # of a container, of either kind
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,29 @@ def residence(cases: Sequence[PreparedCase], *, workers: int = 0, free_gib: floa
     return Residence(len(cases), 1 + workers, needed, free_memory_gib() if free_gib is None else free_gib)
 
 
-def within_reach(cases: Sequence[PreparedCase], chosen: Residence) -> list[PreparedCase]:
+def within_reach(cases: Sequence[PreparedCase], chosen: Residence, *, progress: bool = False) -> list[PreparedCase]:
     """The cases with their volumes in memory, or as they are, as was chosen. Patches of both are the same. Raises UserError: a file is damaged."""
     if not chosen.in_memory:
         return list(cases)
-    return [replace(case, image=np.asarray(case.image), label=None if case.label is None else np.asarray(case.label)) for case in cases]
+    shown = bar(cases, desc="load", unit="case", show=progress)
+    return [replace(case, image=np.asarray(case.image), label=None if case.label is None else np.asarray(case.label)) for case in shown]
+
+
+def total_memory_gib() -> float:
+    """What this machine has, and no more than the container it runs in may have."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for most, _ in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such container, or one without a limit ("max")
+            limits.append(int((CGROUP / most).read_text()))
+    return min(limits) / GIB
 
 
 def free_memory_gib() -> float:
     """What this machine can still give, and no more than the container it runs in may have."""
     limits = [_meminfo() or 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for most, now in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        try:
+    for most, now in LIMITS:
+        with contextlib.suppress(OSError, ValueError):
             limits.append(int((CGROUP / most).read_text()) - int((CGROUP / now).read_text()))
-        except (OSError, ValueError):  # no such container, or one without a limit ("max")
-            continue
     return max(0.0, min(limits)) / GIB
 
 

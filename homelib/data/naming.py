@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import UserError
 from .reading import has_suffix, split_suffix
@@ -64,7 +64,7 @@ def find_layouts(root: Path) -> Named:
     _one_channel(root, images)
     label_templates = _templates(labels)
     image_templates = _templates(images, set().union(*label_templates.values()))
-    layouts = []
+    layouts: list[dict[str, Any]] = []
     chosen = sorted(image_templates.items(), key=lambda item: (-len(item[1]), item[0]))
     for template, ids in chosen[:_MOST_LAYOUTS]:
         partner = max(label_templates, key=lambda t: (len(label_templates[t] & ids), _alike(t, template), t), default=None)
@@ -103,7 +103,8 @@ def images_and_labels(root: Path, *, everywhere: bool = False) -> tuple[list[str
 
     everywhere: below linked folders too, each looked into once, and however deep.
     """
-    images, labels = [], []
+    images: list[str] = []
+    labels: list[str] = []
     volumes_in: dict[Path, set[str]] = {}
     seen = {os.path.realpath(root)}
     for folder, folders, names in os.walk(root, followlinks=everywhere):

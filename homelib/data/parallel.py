@@ -8,8 +8,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # which a system need not have
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 
 class Died(RuntimeError):
@@ -67,7 +69,8 @@ def _in_processes(function: Callable, items: Sequence[tuple[int, Any]], workers:
         for _ in range(min(workers, len(left))):
             start()
         while at_work:
-            for pipe in wait(list(at_work)):
+            ready: list[Any] = wait(list(at_work))
+            for pipe in ready:
                 process, index = at_work[pipe]
                 try:
                     result, alive = pipe.recv(), True
@@ -105,7 +108,7 @@ def _try(function: Callable, item: Any) -> Any:
         return error
 
 
-def new_processes(module: str) -> BaseContext:
+def new_processes(module: str) -> "SpawnContext | ForkServerContext":
     """New processes, not copies of this one: a copy of a process that has used PyTorch's threads may hang. Where the system can, they are
     copies of one that has imported a module and done nothing else, which start at once."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -117,5 +120,7 @@ def new_processes(module: str) -> BaseContext:
 
 def _end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # in a worker
+    parent.join()
     os._exit(1)

@@ -4,6 +4,8 @@ Nothing here is a patient. World coordinates are mm, RAS+ and centred: x grows t
 the front, z to the head. Every number below that looks like anatomy is a length in mm or a mean in HU, chosen by eye.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -188,13 +190,13 @@ class _Valve:
         corner = random.uniform(0, 2 * np.pi)
         self.nodule = (self.radius_p * np.cos(corner), self.radius_q * np.sin(corner), 0.0, random.uniform(3.0, 4.5))
 
-    def _local(self, x, y, z):
+    def _local(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(p, q) in the plane of the annulus, w above it, rho = 1 on it."""
         p, q = x - self.centre[0], y - self.centre[1]
         w = z - self.centre[2] - self.tilt[0] * p - self.tilt[1] * q
         return p, q, w, np.sqrt((p / self.radius_p) ** 2 + (q / self.radius_q) ** 2)
 
-    def label(self, x, y, z) -> np.ndarray:
+    def label(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         """0 none, 1 posterior leaflet, 2 anterior leaflet (the larger one)."""
         p, q, w, rho = self._local(x, y, z)
         coaptation = self.radius_q * (self.line - self.bow * (1 - (p / self.radius_p) ** 2) + self.bow / 2)
@@ -202,7 +204,7 @@ class _Valve:
         leaflet = (rho <= 1) & (np.abs(w - sheet) < self.thickness / 2)
         return np.where(leaflet, np.where(q < coaptation, 1, 2), 0).astype(np.uint8)
 
-    def tissue(self, x, y, z, shadow: bool) -> tuple[np.ndarray, np.ndarray]:
+    def tissue(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, shadow: bool) -> tuple[np.ndarray, np.ndarray]:
         """Reflectivity (1 is bright tissue) and absorption (per mm)."""
         p, q, w, rho = self._local(x, y, z)
         blood = (_ellipsoid(p, q, w, (0, 0, 21), (27, 25, 25)) < 1) | (_ellipsoid(p, q, w, (0, 0, -30), (24, 23, 34)) < 1) | ((rho < 1) & (np.abs(w) < 9))
@@ -219,7 +221,9 @@ class _Valve:
         return reflectivity, absorption
 
 
-def _grid_mm(shape, spacing_mm, fits_mm) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+def _grid_mm(
+    shape: tuple[int, ...], spacing_mm: float | tuple[float, float, float], fits_mm: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
     """Dense x, y, z (float32, scene millimetres), the RAS+ affine (true millimetres), and true / scene millimetres."""
     shape = tuple(int(n) for n in shape)
     spacing = np.broadcast_to(np.asarray(spacing_mm, np.float64), (3,))
@@ -229,10 +233,11 @@ def _grid_mm(shape, spacing_mm, fits_mm) -> tuple[np.ndarray, np.ndarray, np.nda
     axes = [((np.arange(n) - (n - 1) / 2) * s / scale).astype(np.float32) for n, s in zip(shape, spacing, strict=True)]
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -(np.asarray(shape) - 1) / 2 * spacing
-    return *np.meshgrid(*axes, indexing="ij"), affine, scale
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    return x, y, z, affine, scale
 
 
-def _bent(random, x, y, z):
+def _bent(random: np.random.Generator, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same points seen through a gentle wave, so that no organ is an exact ellipsoid, and a small shift of the whole patient."""
     phase = random.uniform(0, 2 * np.pi, 3)
     shift = random.uniform(-7, 7, 3)
@@ -243,7 +248,7 @@ def _bent(random, x, y, z):
     )
 
 
-def _phase_draw(random) -> dict[str, float]:
+def _phase_draw(random: np.random.Generator) -> dict[str, float]:
     """Mean HU of each enhancing class: one contrast phase, each class off its mean by up to 8 %; sometimes positive oral contrast."""
     phase = PHASES[list(PHASES)[random.integers(len(PHASES))]]
     means = {name: hu * random.uniform(0.92, 1.08) for name, hu in phase.items()}
@@ -251,12 +256,13 @@ def _phase_draw(random) -> dict[str, float]:
     return means
 
 
-def _ellipsoid(x, y, z, centre, radii) -> np.ndarray:
+def _ellipsoid(x: np.ndarray, y: np.ndarray, z: np.ndarray, centre: Iterable[float], radii: Iterable[float]) -> np.ndarray:
     """Squared distance from the centre in radii: below 1 inside."""
-    return sum(((axis - c) / r) ** 2 for axis, c, r in zip((x, y, z), centre, radii, strict=True))
+    along_x, along_y, along_z = (((axis - c) / r) ** 2 for axis, c, r in zip((x, y, z), centre, radii, strict=True))
+    return along_x + along_y + along_z
 
 
-def _smooth_noise(random, shape, sigma_voxels: float) -> np.ndarray:
+def _smooth_noise(random: np.random.Generator, shape: tuple[int, ...], sigma_voxels: float) -> np.ndarray:
     """Gaussian noise of unit variance, smooth over about `sigma_voxels`."""
     noise = gaussian_filter(random.standard_normal(shape, dtype=np.float32), sigma_voxels, mode="wrap")
     return noise / noise.std()

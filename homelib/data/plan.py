@@ -4,12 +4,13 @@ After nnU-Net's fingerprint (Isensee et al., Nature Methods 18, 2021): the media
 them leave memory for, then as many patches as fit. What differs is the network, and with it the memory of a voxel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..axes import three
 from ..errors import UserError
 from .header import read_header
 from .manifest import Case, Manifest
@@ -126,7 +127,7 @@ def plan(
         ),
         Row("prepared, in memory", kept, "4 bytes a voxel of image and 1 of label; if that is too much, patches are read from the files", None),
     )
-    return Plan(tuple(chosen.tolist()), tuple(int(n) for n in patch), batch, rows)
+    return Plan(three(chosen.tolist()), three(int(n) for n in patch), batch, rows)
 
 
 def _spacing(spacings: np.ndarray) -> tuple[np.ndarray, str]:
@@ -173,5 +174,5 @@ def device_memory_gib() -> float:
     return torch.cuda.get_device_properties(0).total_memory / GIB
 
 
-def _times(values, by: str = " x ") -> str:
+def _times(values: Iterable[float], by: str = " x ") -> str:
     return by.join(f"{float(value):g}" if float(value) == round(float(value), 2) else f"{float(value):.2f}" for value in values)

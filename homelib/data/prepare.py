@@ -9,14 +9,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..axes import three
 from ..errors import UserError
 from ..frozen import describe
 from ..paths import cache_dir
@@ -54,7 +55,7 @@ class Preparation(BaseModel):
     low_pass: bool = True
 
 
-def preparation(**settings) -> Preparation:
+def preparation(**settings: Any) -> Preparation:
     """`Preparation` of a user's settings. Raises UserError, in one line, for a wrong one."""
     try:
         return Preparation(**settings)
@@ -200,8 +201,8 @@ def prepare_into(path: Path, case: Case, settings: Preparation, *, told: str | N
     manifest = load_manifest(case.manifest)
     image, label, shares, grid = _prepare(case, manifest, settings)
     window = manifest.window_of(case.modality) if settings.intensity == "scaled" else None
-    facts = {"id": case.id, "manifest": manifest.name, "classes": _classes(manifest), "fingerprint": told or fingerprint(case, settings, sha256_of)}
-    facts |= {} if settings.low_pass else {"low_pass": False}
+    facts: dict[str, Any] = {"id": case.id, "manifest": manifest.name, "classes": _classes(manifest)}
+    facts |= {"fingerprint": told or fingerprint(case, settings, sha256_of)} | ({} if settings.low_pass else {"low_pass": False})
     write_case(path, image=image, label=label, facts=facts | grid, window=window, shares=shares)
 
 
@@ -230,7 +231,9 @@ def _prepare(case: Case, manifest: Manifest, settings: Preparation) -> tuple[np.
     image = np.ascontiguousarray(whole[body])
     del whole
     box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(near, body, strict=True))
-    label, shares, remark = None, (), {}
+    label: np.ndarray | None = None
+    shares: Iterable[np.ndarray] = ()
+    remark = {}
     if case.label:
         read = to_ras(read_label(case.label, native_shape, native_affine, manifest), native_affine)[0]
         labelled = int(np.count_nonzero(read))
@@ -295,12 +298,12 @@ def _box_above(image: np.ndarray, low: float, *, margin: int = 0) -> Box | None:
     return tuple(box[place] for place in np.argsort(order))
 
 
-def _grid(facts: dict) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
+def _grid(facts: dict) -> tuple[np.ndarray, tuple[int, int, int], np.ndarray]:
     """Affine, native shape and native affine of a case's facts."""
-    return np.array(facts["affine"]), tuple(facts["native_shape"]), np.array(facts["native_affine"])
+    return np.array(facts["affine"]), three(facts["native_shape"]), np.array(facts["native_affine"])
 
 
-def fingerprint(case: Case, settings: Preparation, sha256_of) -> str:
+def fingerprint(case: Case, settings: Preparation, sha256_of: Callable[[str | Path], str]) -> str:
     """Of all that the result depends on: this code's version, the bytes of the files (as `sha256_of` tells them), classes, window and settings."""
     manifest = load_manifest(case.manifest)
     spacing_mm = settings.spacing_mm or manifest.spacing_mm

@@ -9,14 +9,16 @@ import fnmatch
 import functools
 import gzip
 import logging
+import math
 import os
 import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +102,7 @@ def read(path: str | Path) -> Volume:
 def read_label(path: str | Path, labels: dict[int, str]) -> Volume:
     """A label volume: a file, or a folder with one mask a label, each named as in `labels` (raw value -> name), say `liver.nii.gz`.
 
-    Masks of no label are left out; where masks overlap the higher value stays. Errors as `read`, and masks on different grids.
+    Masks of no label are left out; where masks overlap the higher value stays. Raises ReadFault as `read`, and for masks on different grids, or of no label.
     """
     path = Path(path)
     if not path.is_dir():
@@ -110,19 +112,18 @@ def read_label(path: str | Path, labels: dict[int, str]) -> Volume:
     present = {value: files[name] for value, name in sorted(labels.items()) if name in files}
     if not present:
         raise ReadFault(path, "no masks", f"{len(files)} masks, none named as a label", example=next(iter(labels.values()), "liver"))
-    merged, affine, overlap, remarks = None, None, 0, []
+    merged, overlap = None, 0
     for value, file in present.items():
         mask = read(file)
         if merged is None:
-            merged, affine = np.zeros(mask.data.shape, np.uint8 if max(labels) < 256 else np.uint16), mask.affine
-        elif merged.shape != mask.data.shape or not np.allclose(affine, mask.affine, atol=1e-3):
+            merged = Volume(np.zeros(mask.data.shape, np.uint8 if max(labels) < 256 else np.uint16), mask.affine)
+        elif merged.data.shape != mask.data.shape or not np.allclose(merged.affine, mask.affine, atol=1e-3):
             raise ReadFault(file, "label grid", f"{times(mask.data.shape)} voxels, or another place")
         inside = mask.data > 0
-        overlap += int(np.count_nonzero(merged[inside]))
-        merged[inside] = value
-    if overlap:
-        remarks.append(Remark("masks overlap", f"{overlap} voxels in two masks"))
-    return Volume(merged, affine, tuple(remarks))
+        overlap += int(np.count_nonzero(merged.data[inside]))
+        merged.data[inside] = value
+    assert merged is not None  # of at least one mask
+    return replace(merged, remarks=(Remark("masks overlap", f"{overlap} voxels in two masks"),)) if overlap else merged
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
@@ -231,16 +232,16 @@ def quiet() -> Iterator[None]:
 def _read_nifti(path: Path) -> _Raw:
     import nibabel
 
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     header, remarks = image.header, []
-    _require_bearable(path, int(np.prod(image.shape, dtype=object)) * header.get_data_dtype().itemsize)
+    _require_bearable(path, math.prod(map(int, image.shape)) * header.get_data_dtype().itemsize)
     raw_pixdim = _raw_pixdim(path, header)
     if (raw_pixdim < 0).any():
         remarks.append(Remark("negative spacing", "pixdim " + "x".join(f"{value:g}" for value in raw_pixdim)))
     unit = header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
         raise ReadFault(path, "unit", f"lengths in {unit}")
-    sform, qform = (image.get_sform(coded=True), image.get_qform(coded=True)) if hasattr(image, "get_sform") else ((None, 1), (None, 1))
+    sform, qform = (image.get_sform(coded=True), image.get_qform(coded=True)) if hasattr(image, "get_sform") else ((image.affine, 1), (image.affine, 1))
     if not sform[1] and not qform[1]:
         remarks.append(Remark("no orientation", "neither: left and right are not known"))
     elif sform[1] and qform[1] and not np.allclose(sform[0], qform[0], atol=0.05):
@@ -252,7 +253,7 @@ def _read_nifti(path: Path) -> _Raw:
     return _Raw(data, np.asarray(image.affine, np.float64), remarks)
 
 
-def _raw_pixdim(path: Path, header) -> np.ndarray:
+def _raw_pixdim(path: Path, header: Any) -> np.ndarray:
     """Voxel sizes as they stand in the file: nibabel makes them positive on reading."""
     opener = gzip.open if has_suffix(path, (".gz",)) else open
     with opener(path, "rb") as stream:
@@ -297,7 +298,7 @@ def _read_itk(files: list[str]) -> _Raw:
     with no_stderr(), with_plain_names(files) as files:
         if len(files) == 1:
             reader = itk_reader(files[0])
-            _require_bearable(files[0], int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents())
+            _require_bearable(files[0], math.prod(reader.GetSize()) * reader.GetNumberOfComponents())
         else:
             reader = sitk.ImageSeriesReader()
             reader.SetFileNames(files)
@@ -312,7 +313,7 @@ def _read_itk(files: list[str]) -> _Raw:
     return _Raw(data, _TO_RAS @ affine)
 
 
-def itk_reader(file: str):
+def itk_reader(file: str) -> Any:
     """SimpleITK's reader of a file, which has read its header."""
     import SimpleITK as sitk
 
@@ -339,6 +340,6 @@ def _read_dicom(folder: Path) -> _Raw:
     return raw
 
 
-def times(shape) -> str:
+def times(shape: Iterable[int]) -> str:
     """`512x512x133`."""
     return "x".join(str(int(n)) for n in shape)

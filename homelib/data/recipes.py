@@ -54,7 +54,7 @@ def _paper(affine: bool) -> tuple[dict, list[Transform]]:
         RandScaleIntensityd("image", factors=0.2, prob=0.3),
         RandShiftIntensityd("image", offsets=0.1, prob=0.3),
         RandAdjustContrastd("image", gamma=(0.8, 1.25), prob=0.3),
-        RandGaussianSmoothd("image", *[(0.25, 1.0)] * 3, prob=0.2),
+        RandGaussianSmoothd("image", (0.25, 1.0), (0.25, 1.0), (0.25, 1.0), prob=0.2),
         RandGaussianNoised("image", std=0.02, prob=0.2),
     ]
     return {"class_centred": 0.5, "rotation_degrees": 15, "scaling": 0.2}, changes
@@ -66,11 +66,11 @@ def _released(patch_voxels: tuple[int, ...]) -> tuple[dict, list[Transform]]:
     if turned is None:
         sides = " x ".join(map(str, patch_voxels))
         raise UserError(f"data.patch_voxels: found {sides}, expected two equal sides, for this recipe turns patches by 90 degrees. Use another recipe.")
-    changes = [
+    changes: list[Transform] = [
         RandZoomd(BOTH, prob=0.3, min_zoom=1.3, max_zoom=1.5, mode=("trilinear", "nearest"), align_corners=(True, None)),  # inwards only
         RandRotate90d(BOTH, prob=0.1, spatial_axes=turned),
         RandShiftIntensityd("image", offsets=0.1, prob=0.2),
-        RandGaussianSmoothd("image", *[(0.5, 1.15)] * 3, prob=0.2),
+        RandGaussianSmoothd("image", (0.5, 1.15), (0.5, 1.15), (0.5, 1.15), prob=0.2),
         RandGaussianNoised("image", std=0.01, prob=0.2),
     ]
     return {"class_centred": 0.75, "by_voxel": True}, changes  # three patches on a labelled voxel, one anywhere

@@ -40,7 +40,7 @@ def split(manifest: Manifest, cases: Iterable[Case], *, root: str | Path | None 
         for case_id in _listed(manifest, root, part, name, {case.id for case in cases}):
             if assigned.setdefault(case_id, part) != part:
                 told = f"found {case_id!r} among the {part} cases, but its layout or another list has it in {assigned[case_id]}"
-                raise UserError(f"{Path(root).expanduser() / name}: {told}; expected each case in one part. Correct the list, or the layout's part.")
+                raise UserError(f"{Path(root or '').expanduser() / name}: {told}; expected each case in one part. Correct the list, or the layout's part.")
     patients = {case.id: _patient(manifest, rule, case.id) for case in cases}
     assigned |= _with_their_patients(manifest, assigned, patients)
     free = [case for case in cases if case.id not in assigned]

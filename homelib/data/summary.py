@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..paths import cache_dir
 from .check import check_cases
+from .examine import Report
+from .findings import Finding
 from .grid import to_ras
 from .manifest import Case, Manifest, SplitRule, load_manifest
 from .prepare import PreparedCase, read_array, read_label
@@ -23,7 +26,7 @@ def cases_table(cases: Iterable[Case]) -> pd.DataFrame:
 
     rows = []
     for case in cases:
-        header = nib.load(case.image).header
+        header: Any = nib.load(case.image).header
         rows.append(
             {
                 "case": case.id,
@@ -39,7 +42,8 @@ def cases_table(cases: Iterable[Case]) -> pd.DataFrame:
 
 def check_tables(cases: Iterable[Case]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A check of these cases, each data set against its manifest: all findings, a row each, and what was read of each case."""
-    findings, reports = [], {}
+    findings: list[Finding] = []
+    reports: dict[str, Report] = {}
     for name, of_one in groupby(sorted(cases, key=lambda case: case.manifest), key=lambda case: case.manifest):
         manifest = load_manifest(name)
         checked = check_cases(list(of_one), manifest, kept=cache_dir() / "checks" / f"{manifest.name}-cases", workers=1)
@@ -96,6 +100,6 @@ def parts_table(cases: Iterable[Case], manifest: Manifest, rule: SplitRule) -> p
 def in_its_file(case: PreparedCase) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and class indices (D, H, W) of a case as its files hold them, turned to RAS+ but not resampled, and their affine (4, 4)."""
     volume, affine = read_array(case.case.image)
-    label = read_label(case.case.label, volume.shape, affine, load_manifest(case.case.manifest))
+    label = read_label(case.case.label_file, volume.shape, affine, load_manifest(case.case.manifest))
     image, turned = to_ras(volume, affine)
     return image, to_ras(label, affine)[0], turned

@@ -12,12 +12,14 @@ import tarfile
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from ..errors import UserError
+from ..progress import bar
 
 GROWTH = 20  # times the archive's size that its files may have, and
 FLOOR_BYTES = 2**30  # as much in any case
@@ -34,16 +36,17 @@ class _Member:
     size: int
     kind: str
     link: str
-    open: object  # () -> stream
+    open: Callable[[], IO[bytes]]
 
 
-def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None = None) -> list[Path]:
+def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None = None, progress: bool = False) -> list[Path]:
     """Unpack an archive into a folder, which may hold other files already. None of them is touched.
 
     Args:
         archive: .zip or .tar, .tar.gz, .tar.bz2, .tar.xz, told by its contents.
         folder: to unpack to; made if need be.
         largest_bytes: that all files may have together; None is 20 times the archive's size, and 1 GiB at least.
+        progress: show a bar of the archive's bytes, where there is a terminal.
 
     Returns:
         The unpacked files.
@@ -58,27 +61,8 @@ def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None
     part = folder.parent / f".{uuid.uuid4().hex}.unpacking"
     part.mkdir()
     try:
-        found, total, room = [], 0, shutil.disk_usage(part).free
-        for number, member in enumerate(_members(archive)):
-            path = _safe(archive, member)
-            total += member.size
-            if total > limit or number >= MOST_MEMBERS:
-                raise _refused(archive, member.name, f"more than {limit:,} bytes or {MOST_MEMBERS:,} files in all", "a smaller archive")
-            if total > room:
-                raise UserError(f"{archive}: more than {total:,} bytes unpacked, and not that much room on the disk of {folder}. Make room there.")
-            if path == PurePosixPath("."):
-                continue
-            target = part / path
-            if member.kind == "folder":
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if member.kind == "link":
-                os.symlink(member.link, target)
-            else:
-                with member.open() as source, target.open("xb") as out:
-                    _copy(source, out, member.size)
-            found.append(path)
+        with archive.open("rb") as packed, bar(total=archive.stat().st_size, desc=f"unpack {archive.name}", unit="B", scaled=True, show=progress) as shown:
+            found = _into(part, _members(archive, packed), archive, folder, limit, lambda: shown.update(max(0, packed.tell() - shown.n)))
         _moved_in(archive, part, folder)
     except _DAMAGED as error:
         raise _damaged(archive, error) from None
@@ -94,28 +78,56 @@ def unpack(archive: str | Path, folder: str | Path, *, largest_bytes: int | None
     return [folder / path for path in found]
 
 
-def _members(archive: Path) -> Iterator[_Member]:
+def _into(part: Path, members: Iterator[_Member], archive: Path, folder: Path, limit: int, on_piece: Callable[[], None]) -> list[PurePosixPath]:
+    """Write the members below `part`; their paths there."""
+    found, total, room = [], 0, shutil.disk_usage(part).free
+    for number, member in enumerate(members):
+        path = _safe(archive, member)
+        total += member.size
+        if total > limit or number >= MOST_MEMBERS:
+            raise _refused(archive, member.name, f"more than {limit:,} bytes or {MOST_MEMBERS:,} files in all", "a smaller archive")
+        if total > room:
+            raise UserError(f"{archive}: more than {total:,} bytes unpacked, and not that much room on the disk of {folder}. Make room there.")
+        if path == PurePosixPath("."):
+            continue
+        target = part / path
+        if member.kind == "folder":
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if member.kind == "link":
+            os.symlink(member.link, target)
+        else:
+            with member.open() as source, target.open("xb") as out:
+                _copy(source, out, member.size, on_piece)
+        found.append(path)
+    return found
+
+
+def _members(archive: Path, packed: IO[bytes]) -> Iterator[_Member]:
     """The members in the archive's order, each to be unpacked before the next is asked for."""
     if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            for info in packed.infolist():
+        with zipfile.ZipFile(packed) as zipped:
+            for info in zipped.infolist():
                 mode = info.external_attr >> 16
                 plain = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
                 kind = ("folder" if info.is_dir() else "file") if plain else "a link or a device"
-                yield _Member(info.filename, info.file_size, kind, "", lambda info=info: packed.open(info))
+                yield _Member(info.filename, info.file_size, kind, "", partial(zipped.open, info))
         return
     if not tarfile.is_tarfile(archive):
         raise UserError(f"{archive}: no zip or tar archive; expected one of these. Fetch it again, or unpack it by hand.")
-    with tarfile.open(archive) as packed:
-        for info in packed:
-            kind = "folder" if info.isdir() else "file" if info.isreg() else "link" if info.issym() else "a hard link or a device"
-            yield _Member(info.name, info.size if info.isreg() else 0, kind, info.linkname, lambda info=info: _stream(packed, info))
-        if len(packed.fileobj.read(MOST_PADDING + 1)) > MOST_PADDING:  # to the end, where gzip compares its checksum
+    with tarfile.open(fileobj=packed) as tar:
+        for part in tar:
+            kind = "folder" if part.isdir() else "file" if part.isreg() else "link" if part.issym() else "a hard link or a device"
+            yield _Member(part.name, part.size if part.isreg() else 0, kind, part.linkname, partial(_stream, tar, part))
+        if len(tar.fileobj.read(MOST_PADDING + 1)) > MOST_PADDING:  # to the end, where gzip compares its checksum
             raise tarfile.ReadError("something after the end of the archive")
 
 
 def _stream(packed: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    return packed.extractfile(info)
+    stream = packed.extractfile(info)
+    assert stream is not None  # of a plain file
+    return stream
 
 
 def _safe(archive: Path, member: _Member) -> PurePosixPath:
@@ -134,7 +146,7 @@ def _safe(archive: Path, member: _Member) -> PurePosixPath:
     return path
 
 
-def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
+def _copy(source: IO[bytes], out: IO[bytes], size: int, on_piece: Callable[[], None]) -> None:
     """No more than the bytes that were told: a stream that goes on longer is cut, and found to be damaged."""
     written = 0
     while piece := source.read(2**20):
@@ -142,6 +154,7 @@ def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
         if written > size:
             raise zipfile.BadZipFile("a file longer than the archive says")
         out.write(piece)
+        on_piece()
     if written < size:
         raise EOFError("a file shorter than the archive says")
 

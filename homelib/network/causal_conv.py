@@ -26,7 +26,8 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Padded on the left alone where a gradient is wanted: what is cut off is padded again in the backward pass. Else on both sides, which copies nothing."""
+    """By PyTorch, arguments as `causal_conv`, (B, D, L) -> (B, D, L). Padded on the left alone where a gradient is wanted: what is cut off is padded again in
+    the backward pass. Else on both sides, which copies nothing."""
     padding, groups = weight.shape[-1] - 1, weight.shape[0]
     if torch.is_grad_enabled():
         return F.silu(F.conv1d(F.pad(x, (padding, 0)), weight, bias, groups=groups))
@@ -34,6 +35,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """By the package's kernel, arguments as `causal_conv`, (B, D, L) -> (B, D, L)."""
     from causal_conv1d import causal_conv1d_fn
 
     return causal_conv1d_fn(x, weight[:, 0], bias, activation="silu")

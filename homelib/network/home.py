@@ -61,7 +61,7 @@ class HoME(nn.Module):
         super().__init__()
         at_least_one(channels=channels, group_size=group_size, experts_local=experts_local, slots_per_expert=slots_per_expert, expert_mult=expert_mult)
         self.channels, self.group_size, self.group_order = channels, group_size, group_order
-        self.local_router = LocalRouter(channels, experts_local, slots_per_expert, over_tokens=dispatch == "tokens")
+        self.local_router: nn.Module = LocalRouter(channels, experts_local, slots_per_expert, over_tokens=dispatch == "tokens")
         self.local_experts = Experts(experts_local, channels, mult=expert_mult, glu=expert_glu)
         self.expert_gate = nn.Parameter(torch.ones(experts_local))
         self.group_gate = nn.Linear(channels, 1)
@@ -118,7 +118,7 @@ class HoME(nn.Module):
 
     @staticmethod
     def open_gate(logit: Tensor) -> Tensor:
-        """How far a group's gate is open, 0.01 to 1."""
+        """How far a group's gate is open, 0.01 to 1; (B, G, 1), as its logit."""
         return torch.sigmoid(logit).clamp(0.01, 1.0)
 
     def _global(self, z: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class LocalRouter(nn.Module):
             logits = logits.masked_fill(padded[..., None], torch.finfo(logits.dtype).min)
         axes = (-1, -2) if self.over_tokens else (-1,)
         over = [rearrange(at_least_float32(logits).softmax(axis).to(x.dtype), "b g k (e s) -> b g k e s", e=self.experts) for axis in axes]
-        return tuple(over) if self.over_tokens else over[0]
+        return (over[0], over[1]) if self.over_tokens else over[0]
 
 
 class GlobalRouter(nn.Module):
@@ -179,7 +179,8 @@ class GlobalRouter(nn.Module):
         logits = at_least_float32(torch.einsum("bnd,bmd->bnm", z, self.slot_norm(slot_embed)))
         to_slots = logits.masked_fill(~real[:, None], float("-inf")) if self.mask_padding else logits
         dispatch, combine = to_slots.softmax(1).to(z.dtype), logits.softmax(2).to(z.dtype)
-        return tuple(rearrange(t, "b n (e p) -> b n e p", e=self.experts) for t in (dispatch, combine))
+        dispatch, combine = (rearrange(t, "b n (e p) -> b n e p", e=self.experts) for t in (dispatch, combine))
+        return dispatch, combine
 
 
 class Experts(nn.Module):
@@ -212,7 +213,7 @@ class Experts(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """v / max(||v||, 1e-8) * sqrt(d) * gamma over the last axis, computed in float32 (1e-8 is zero in half precision)."""
+    """v / max(||v||, 1e-8) * sqrt(d) * gamma over the last axis of (..., d), computed in float32 (1e-8 is zero in half precision)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -228,5 +229,5 @@ class RMSNorm(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32, float64 as it is."""
+    """Half precision of any shape to float32, float64 as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -3,6 +3,8 @@
 With contiguous tensors they are PyTorch's own.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +17,8 @@ SLAB_NUMBERS = 2**18  # of a product that exist at a time: they stay in the cach
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """Instance norm without parameters. PyTorch's own takes a channels_last tensor out of that layout and does not put it back, so that the
-    convolutions around it copy too; on a CPU (2.13), for a batch of one, its gradient is then wrong."""
+    """Instance norm without parameters, (B, C, D, H, W) -> same. PyTorch's own takes a channels_last tensor out of that layout and does not put it back, so
+    that the convolutions around it copy too; on a CPU (2.13), for a batch of one, its gradient is then wrong."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last_3d):
@@ -32,7 +34,7 @@ class _InstanceNormChannelsLast(torch.autograd.Function):
     channels_last tensors one number after the other, an error of 1e-3 at 128^3."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         wide = at_least_float32(x)
         mean = over_space(wide)
         y = wide - mean
@@ -42,7 +44,7 @@ class _InstanceNormChannelsLast(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         x, mean, scale = ctx.saved_tensors
         dy, kind = at_least_float32(dy), dy.dtype
         centred = at_least_float32(x) - mean
@@ -64,7 +66,8 @@ def product_over_space(a: Tensor, b: Tensor) -> Tensor:
 
 
 class PointwiseConv(nn.Conv3d):
-    """A convolution of width 1. On a CPU PyTorch's is several times slower than the matrix product that it is, with channels last."""
+    """A convolution of width 1, (B, C, D, H, W) -> (B, C_out, D, H, W). On a CPU PyTorch's is several times slower than the matrix product that it is, with
+    channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last_3d):

@@ -6,6 +6,7 @@ are those of `mamba_ssm.Mamba`, whose weights load as they are.
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,8 @@ class MambaMixer(nn.Module):
             scans.append(turned_back(y, direction, grid))
         return self.out_proj(rearrange(functools.reduce(torch.add, scans), "b d l -> b l d"))
 
-    def _scan(self, weights: nn.Module, u: Tensor, z: Tensor) -> Tensor:
-        """Convolution and selective scan of u (B, D, L), gated by z, with the weights of one direction."""
+    def _scan(self, weights: Any, u: Tensor, z: Tensor) -> Tensor:
+        """Convolution and selective scan of u (B, D, L), gated by z, with the weights of one direction: of this module, or of a `Direction`."""
         u = causal_conv(u, weights.conv1d.weight, weights.conv1d.bias)
         dt, B, C = weights.x_proj(rearrange(u, "b d l -> b l d")).split(self.splits, dim=-1)
         delta = rearrange(F.linear(dt, weights.dt_proj.weight), "b l d -> b d l")

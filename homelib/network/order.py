@@ -115,7 +115,7 @@ def turned(x: Tensor, direction: str, grid: Grid | None) -> Tensor:
 
 
 def turned_back(x: Tensor, direction: str, grid: Grid | None) -> Tensor:
-    """The inverse of `turned`."""
+    """The inverse of `turned`, (B, C, N) again in raster order."""
     if direction == "slices":
         D, H, W = _grid_of(grid)
         return rearrange(x, "b c (h w d) -> b c (d h w)", d=D, h=H, w=W)

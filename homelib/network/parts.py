@@ -1,5 +1,7 @@
 """The token layers that the settings ask for: Mamba and HoME as released, or what a switch of the ablation puts in their place."""
 
+from typing import Any
+
 import torch
 
 from ..config import ModelConfig
@@ -28,7 +30,7 @@ def home_of(config: ModelConfig, stage: int) -> HoME | PlainMLP:
     channels, glu = config.channels[stage], config.expert_glu
     if config.home == "mlp":
         return PlainMLP(channels, parameters=_parameters_of_home(config, stage), glu=glu)
-    sizes = {
+    sizes: dict[str, Any] = {
         "group_size": config.group_size[stage],
         "experts_local": config.experts_local[stage],
         "slots_per_expert": config.slots_per_expert,

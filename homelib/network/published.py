@@ -99,7 +99,7 @@ def _unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _shape(value: Any) -> tuple[int, ...]:
+def _shape(value: Any) -> tuple[int | str, ...]:
     return tuple(value.shape) if hasattr(value, "shape") else (f"a {type(value).__name__}",)
 
 

@@ -9,6 +9,7 @@ B batch, C channels, D H W the volume's axes, N tokens of a stage in raster orde
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ STRIDE = 16  # of the deepest stage, over the input
 
 
 class DynamicTanh(nn.Module):
-    """DyT (paper Eq. 14), in place of a norm: w tanh(alpha x) + b over the last axis; alpha is kept in [0.1, 2] as in the released code."""
+    """DyT (paper Eq. 14), in place of a norm: w tanh(alpha x) + b over the last axis of (..., C); alpha is kept in [0.1, 2] as in the released code."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -59,6 +60,7 @@ class GatedSpatialConv(nn.Module):
 
 
 def conv_norm_relu(channels: int, width: int) -> nn.Sequential:
+    """(B, C, D, H, W) -> same; width: of the convolution's cube, in voxels."""
     convolution = PointwiseConv(channels, channels, 1) if width == 1 else nn.Conv3d(channels, channels, width, padding=width // 2)
     return nn.Sequential(convolution, InstanceNorm(channels), nn.ReLU())
 
@@ -69,10 +71,13 @@ NORMS = {"dyt": DynamicTanh, "layernorm": nn.LayerNorm}
 class Block(nn.Module):
     """One layer of a stage over its tokens, (B, N, C) -> (B, N, C) (paper Eq. 15). Without `home` it is SegMamba's."""
 
+    mamba_norm: Any  # None where what follows it is
+    home_norm: Any
+
     def __init__(self, channels: int, mamba: nn.Module | None, home: nn.Module | None, norm: str = "dyt"):
         super().__init__()
-        self.mamba_norm, self.mamba = (NORMS[norm](channels), mamba) if mamba is not None else (None, None)
-        self.home_norm, self.home = (NORMS[norm](channels), home) if home is not None else (None, None)
+        self.mamba_norm, self.mamba = (None if mamba is None else NORMS[norm](channels)), mamba
+        self.home_norm, self.home = (None if home is None else NORMS[norm](channels)), home
 
     def forward(self, t: Tensor, grid: Grid) -> Tensor:
         """t (B, N, C), the tokens of a volume of shape `grid` in raster order."""
@@ -85,6 +90,8 @@ class Block(nn.Module):
 
 class Stage(nn.Module):
     """Downsample, gate, then blocks over the tokens: (B, C_before, 2D, 2H, 2W) -> (B, C, D, H, W)."""
+
+    blocks: Any  # a list of `Block`
 
     def __init__(self, downsample: nn.Module, channels: int, blocks: list[Block], gsc: str = "sum"):
         super().__init__()
@@ -105,6 +112,7 @@ class Stage(nn.Module):
 
 class _UShapedNetwork(nn.Module):
     with_home: bool
+    stages: Any  # a list of four `Stage`
 
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
@@ -174,7 +182,8 @@ class SegMamba(_UShapedNetwork):
 
 
 def pad(x: Tensor) -> Tensor:
-    """Zeros at the end of each axis up to a multiple of 16; the smallest cube gets one longer axis, for a norm needs more than one voxel."""
+    """x (B, C, D, H, W) with zeros at the end of each axis up to a multiple of 16; the smallest cube gets one longer axis, for a norm needs more than one
+    voxel."""
     lacking = [fill_of(size, STRIDE) for size in x.shape[2:]]
     if all(size <= STRIDE for size in x.shape[2:]):
         lacking[-1] += STRIDE
@@ -188,9 +197,9 @@ def downsample(config: ModelConfig, i: int) -> nn.Module:
     return nn.Sequential(InstanceNorm(config.channels[i - 1]), nn.Conv3d(config.channels[i - 1], config.channels[i], 2, stride=2))
 
 
-def _basic(a: int, b: int) -> UnetrBasicBlock:
+def _basic(a: int, b: int) -> nn.Module:
     return keep_channels_last(UnetrBasicBlock(3, a, b, kernel_size=3, stride=1, norm_name="instance", res_block=True))
 
 
-def _up(a: int, b: int) -> UnetrUpBlock:
+def _up(a: int, b: int) -> nn.Module:
     return keep_channels_last(UnetrUpBlock(3, a, b, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True))

@@ -9,11 +9,13 @@ that are not here (Hermes, Swin SMT, VSmTrans, uC 3DU-Net) have rows of its numb
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from monai.networks import nets
 from torch import Tensor, nn
 
+from ..axes import three
 from ..config import ModelConfig
 from ..errors import UserError
 from .plain import plain_unet
@@ -39,8 +41,9 @@ class Entry:
     paper_millions: float | None = None
 
 
-class AnySize:
-    """Before a network class of others: an input of any size is filled with zeros at the end of each axis, and the output cut."""
+class AnySize(nn.Module):
+    """Before a network class of others, (B, C, D, H, W) -> logits (B, classes, D, H, W): an input of any size is filled with zeros at the end of each axis, and
+    the output cut."""
 
     multiples: Patch = (16, 16, 16)
 
@@ -78,9 +81,10 @@ class DynUNet(AnySize, nets.DynUNet):
 
 
 class UNETR(nets.UNETR):
-    """MONAI's, of any size up to its patch: its positions are learnt, so that every input is filled up to that."""
+    """MONAI's, (B, C, D, H, W) -> logits (B, classes, D, H, W), of any size up to its patch: its positions are learnt, so that every input is filled up to
+    that. Raises UserError for a larger one."""
 
-    def __init__(self, *, img_size: Patch, **sizes):
+    def __init__(self, *, img_size: Patch, **sizes: Any):
         super().__init__(img_size=img_size, **sizes)
         self.whole = img_size
 
@@ -118,7 +122,7 @@ def strides(patch_voxels: Patch) -> list[Patch]:
     """
     sizes, found = list(patch_voxels), [(1, 1, 1)]
     while any(size >= 2 * FEWEST_VOXELS for size in sizes):
-        found.append(tuple(2 if size >= 2 * FEWEST_VOXELS else 1 for size in sizes))
+        found.append(three(2 if size >= 2 * FEWEST_VOXELS else 1 for size in sizes))
         sizes = [-(-size // stride) for size, stride in zip(sizes, found[-1], strict=True)]
     return found
 
@@ -128,14 +132,14 @@ def _swin_unetr(config: ModelConfig, v2: bool) -> nn.Module:
 
 
 def _unetr(config: ModelConfig, patch: Patch) -> nn.Module:
-    whole = tuple(-(-size // 16) * 16 for size in patch)
+    whole = three(-(-size // 16) * 16 for size in patch)
     network = UNETR(img_size=whole, in_channels=config.in_channels, out_channels=config.out_channels, feature_size=config.width or 16)
     return _unused(network, "norm_cross_attn")
 
 
 def _segresnet(config: ModelConfig, patch: Patch) -> nn.Module:
-    blocks = {"blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)}
-    return SegResNet(init_filters=config.width or 32, in_channels=config.in_channels, out_channels=config.out_channels, **blocks)
+    width, down, up = config.width or 32, (1, 2, 2, 4), (1, 1, 1)
+    return SegResNet(init_filters=width, in_channels=config.in_channels, out_channels=config.out_channels, blocks_down=down, blocks_up=up)
 
 
 def _mednext(config: ModelConfig, patch: Patch) -> nn.Module:
@@ -209,7 +213,7 @@ def _nnunet_channels(config: ModelConfig, stages: int) -> list[int]:
 
 
 def _products(steps: list[Patch]) -> Patch:
-    return tuple(math.prod(axis) for axis in zip(*steps, strict=True))
+    return three(math.prod(axis) for axis in zip(*steps, strict=True))
 
 
 def _unused(network: nn.Module, *marks: str) -> nn.Module:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import Strategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -48,7 +49,7 @@ def launched(config: TrainingConfig) -> Fabric:
             f"training.devices {config.devices}, num_nodes {config.num_nodes}: found {found}, expected {asked}. Set both, and strategy=ddp, or start one."
         )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    strategy: object = config.strategy
+    strategy: str | Strategy = config.strategy
     if config.strategy == "fsdp":
         if config.accelerator not in ("auto", "cuda") or not torch.cuda.is_available():
             raise UserError(f"training.strategy: found fsdp on {config.accelerator}, expected a CUDA GPU for it. Set training.strategy=ddp.")
@@ -67,7 +68,7 @@ def launched(config: TrainingConfig) -> Fabric:
     return fabric
 
 
-def on_devices(config: TrainingConfig, *, devices: int = 1, num_nodes: int = 1, strategy: object = "auto") -> Fabric:
+def on_devices(config: TrainingConfig, *, devices: int = 1, num_nodes: int = 1, strategy: str | Strategy = "auto") -> Fabric:
     """Fabric with the accelerator and precision of the settings. Raises UserError where it cannot have the devices."""
     without_srun()
     try:
@@ -89,6 +90,7 @@ def without_srun() -> None:
 
 
 def check(settings: Settings, validation: Sequence[PreparedCase], on_validation: OnValidation | None) -> None:
+    """Before anything is written: settings that agree with the data and with what is measured at validations. Raises UserError where they do not."""
     names = label_space(settings.data).class_names
     if settings.model.out_channels != len(names):
         sets = " and ".join((settings.data.manifest, *settings.data.also))

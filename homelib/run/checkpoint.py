@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import OURS, Settings
@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..network import zoo
 from .folder import Run, written_whole
 from .mixture import label_space
+from .quantise import AS_THEY_ARE, dequantise, quantise
 
 LAYOUT = torch.channels_last_3d  # of convolutions' weights and what they return: faster on a CPU (see benchmarks), values stay the same
 _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"  # what JSON cannot say
@@ -31,33 +32,63 @@ _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"  # what JSON cannot say
 def build_network(settings: Settings) -> nn.Module:
     """The network of the settings, at its random start (from torch's global generator)."""
     network = zoo.build(settings.network, settings.model, settings.data.patch_voxels)
-    return network.to(memory_format=LAYOUT) if settings.network in OURS else network
+    if settings.network not in OURS:
+        return network
+    return network.to(memory_format=LAYOUT)  # type: ignore[call-overload]  # which PyTorch's types leave out
 
 
-def save_weights(network: nn.Module, path: Path, settings: Settings, *, class_names: Sequence[str] | None = None) -> None:
-    """Weights as safetensors, with the settings and the names of the classes in the header. Raises UserError where the disk is full.
+def save_weights(network: nn.Module, path: Path, settings: Settings, *, class_names: Sequence[str] | None = None, bits: int = AS_THEY_ARE) -> None:
+    """Weights as safetensors, with the settings and the names of the classes in the header.
 
     class_names: background first; None: those of the settings' data sets. They are said by name, for the manifests that the settings name may be gone, or
     be others, where the weights are read.
+    bits: 2 to 8, for a small file (`homelib.run.quantise`); 32: as they are.
+
+    Raises UserError: other bits, or a full disk.
     """
-    save_state(network.state_dict(), path, settings, class_names=class_names)
+    save_state(network.state_dict(), path, settings, class_names=class_names, bits=bits)
 
 
-def save_state(state: dict[str, Tensor], path: Path, settings: Settings, *, class_names: Sequence[str] | None = None) -> None:
+def save_state(state: dict[str, Tensor], path: Path, settings: Settings, *, class_names: Sequence[str] | None = None, bits: int = AS_THEY_ARE) -> None:
     """As `save_weights`, of a state that is at hand already."""
     names = label_space(settings.data).class_names if class_names is None else class_names
-    about = json.dumps({"settings": settings.model_dump(mode="json"), "classes": list(names)})  # in one: several come in any order
-    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"run": about})
+    tensors, rounded = quantise({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, bits)
+    about = {"settings": settings.model_dump(mode="json"), "classes": list(names)}
+    if rounded:  # every code is a valid one: damage would not show
+        about["rounded"] = rounded | {"crc32": _checksum(tensors)}
+    _write(path, tensors, {"run": json.dumps(about)})  # in one: several come in any order
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file by name, those of few bits as float32 again, and what its header tells. Raises UserError: a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or no safetensors file ({error}). Restore it, or train again.") from None
+    rounded = _rounded(told)
+    if rounded and rounded.get("crc32") != _checksum(tensors):
+        raise UserError(f"{path}: damaged: its bytes are not those that were written. Restore it, or export the run again.")
+    try:
+        return dequantise(tensors, rounded), told
+    except UserError as error:
+        raise UserError(f"{path}: {error} Restore it, or export the run again.") from None
+
+
+def _rounded(told: dict[str, str]) -> dict[str, Any]:
+    """What a header tells of weights in few bits; empty where it tells nothing, as those of others."""
+    try:
+        return dict(json.loads(told["run"])["rounded"])
+    except (KeyError, ValueError, TypeError):
+        return {}
 
 
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Load a safetensors file into a network, strictly. Raises UserError: missing, damaged, or made for another network."""
     if not Path(path).exists():
         raise UserError(f"{path}: no such file; expected the weights of a trained run. Train first, or check the name of the run.")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or no safetensors file ({error}). Restore it, or train again.") from None
+    state, _ = read_state(path)
     faults = _faults(network.state_dict(), state)
     if faults:
         raise UserError(f"{path}: weights of another network: {'; '.join(faults)}. Check the settings that it was trained with.")
@@ -163,7 +194,7 @@ def _onto_disk(path: Path) -> None:
 def _checksum(tensors: dict[str, Tensor]) -> int:
     check = 0
     for name in sorted(tensors):
-        check = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), check))
+        check = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), check))
     return check
 
 

@@ -48,16 +48,17 @@ class Cohort:
             say(line)
         chosen = residence(self.train, workers=self.settings.training.workers)
         say(str(chosen))
-        return replace(self, train=tuple(within_reach(self.train, chosen)))
+        return replace(self, train=tuple(within_reach(self.train, chosen, progress=True)))
 
 
 def folds_of(sets: Sequence[DataSet]) -> int:
     """How many folds the manifests deal their cases into. Raises UserError where they have none, or differ."""
     found = {load_manifest(one.manifest).name: _folds(load_manifest(one.manifest)) for one in sets}
-    if len(set(found.values())) != 1 or None in found.values():
-        told = ", ".join(f"{name} {folds or 'none'}" for name, folds in found.items())
+    folds = next(iter(found.values()), None)
+    if folds is None or len(set(found.values())) != 1:
+        told = ", ".join(f"{name} {number or 'none'}" for name, number in found.items())
         raise UserError(f"--fold: found folds: {told}; expected the same number in each. Write split: {{folds: 5}} in the manifest, or leave --fold out.")
-    return next(iter(found.values()))
+    return folds
 
 
 def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = None, changes: Mapping[str, Any] | None = None) -> Cohort:
@@ -76,7 +77,9 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
     Raises:
         UserError: a fold that is not there, or is needed; no labelled case to train on; cases faulty, not prepared, or with different spacings; one id twice.
     """
-    changes, parts, opened, lines = dict(changes or {}), {"train": [], "validation": [], "test": []}, {}, []
+    changes, lines = dict(changes or {}), []
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    opened: dict[str, PreparedCase] = {}
     for one in sets:
         manifest = load_manifest(one.manifest)
         cases = {case.id: case for case in find_cases(manifest, one.root).cases}
@@ -118,7 +121,8 @@ def cohort(settings: Settings, sets: Sequence[DataSet], *, fold: int | None = No
             steps = complete.training.steps
             about = f"training.steps is the preset's, {steps}: {steps / epoch:.3g} epochs of {len(parts['train'])} cases"
             lines.append(f"{first.name}: its manifest states no epochs; {about}. Set it.")
-    return Cohort(complete, *(tuple(opened[name] for name in parts[part]) for part in ("train", "validation")), tuple(lines))
+    train, validation = (tuple(opened[name] for name in parts[part]) for part in ("train", "validation"))
+    return Cohort(complete, train, validation, tuple(lines))
 
 
 def _faulty(manifest: Manifest, one: DataSet, folder: Path, cases: Mapping[str, Case]) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """Deep supervision: a loss on the decoder's coarser levels too. Its heads are trained beside the network and are no part of what is saved as weights."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import IGNORE
 from ..errors import UserError
-from ..network.unet import STRIDE
+from ..network.unet import STRIDE, MambaHoME, SegMamba
 
 LEVELS = {1: 4, 2: 2}  # decoder block -> how much coarser than the input its output is
 WEIGHTS = (4 / 7, 2 / 7, 1 / 7)  # full, half, quarter resolution: each half of the one before, 1 in all (nnU-Net)
@@ -20,7 +22,7 @@ class DeeplySupervised(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        if not hasattr(network, "up"):
+        if not isinstance(network, (MambaHoME, SegMamba)):
             raise UserError(f"training.deep_supervision: {type(network).__name__} has no decoder that it knows, expected MambaHoME or SegMamba. Leave it off.")
         self.network = network
         channels = network.config.channels
@@ -29,7 +31,7 @@ class DeeplySupervised(nn.Module):
         for level in LEVELS:
             network.up[level].register_forward_hook(self._keep(level))
 
-    def _keep(self, level: int):
+    def _keep(self, level: int) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
             self._seen[level] = output
 
@@ -58,8 +60,11 @@ def core(module: nn.Module) -> nn.Module:
     return module.network if isinstance(module, DeeplySupervised) else module
 
 
-def over_levels(loss, logits: Tensor | list[Tensor], label: Tensor, labelled: Tensor | None) -> Tensor:
-    """`loss(logits, label, labelled)`, or its weighted sum over the levels of deep supervision."""
+def over_levels(
+    loss: Callable[[Tensor, Tensor, Tensor | None], Tensor], logits: Tensor | list[Tensor], label: Tensor, labelled: Tensor | None
+) -> Tensor:
+    """`loss(logits, label, labelled)`, or its weighted sum over the levels of deep supervision: of logits (B, C, D, H, W), label (B, 1, D, H, W) at full
+    resolution, and labelled (B, C)."""
     if isinstance(logits, Tensor):
         return loss(logits, label, labelled)
     losses = [loss(level, label if index == 0 else coarser(label, level), labelled) for index, level in enumerate(logits)]

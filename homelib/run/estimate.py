@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from ..config import Settings
 from ..data.cache import Chunked
 from ..data.plan import GIB, Demand
 from ..data.prepare import PreparedCase
+from ..progress import bar
 from .begin import on_devices
 from .checkpoint import build_network
 from .guard import is_out_of_memory, out_of_memory
@@ -68,7 +70,7 @@ class Estimate:
             takes = {"compute": compute, "data loading": loading, "validation": validation}
             rate = self.patch_mib / patch_step * gpus
             hours = {"hours": (training + validation) / 3600, "of it validation": validation / 3600}
-            rows.append({"GPUs": gpus} | hours | {"limit": max(takes, key=takes.get), "MiB/s read": rate, "workers a GPU": needed})
+            rows.append({"GPUs": gpus} | hours | {"limit": max(takes, key=takes.__getitem__), "MiB/s read": rate, "workers a GPU": needed})
         return rows
 
 
@@ -77,7 +79,7 @@ def paper_seconds_a_patch() -> float:
     return PAPER_DAYS * 86400 * PAPER_GPUS / (PAPER_CASES * PAPER_SHARE * PAPER_EPOCHS)
 
 
-def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequence[PreparedCase] = ()) -> Estimate:
+def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequence[PreparedCase] = (), *, progress: bool = False) -> Estimate:
     """Measure a few steps and patches of a training, and a case that is validated on, on the device of the settings; nothing is written, and no other
     process started.
 
@@ -87,7 +89,7 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequ
     fabric = on_devices(config)
     with torch.random.fork_rng():
         network = fabric.setup_module(build_network(settings))
-    optimizer = fabric.setup_optimizers(build_optimizer(network, config))
+    optimizer: Any = fabric.setup_optimizers(build_optimizer(network, config))
     source = source_of(cases, settings)
     source.patch(0, 0)
     began = time.perf_counter()
@@ -95,7 +97,7 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequ
     patch_seconds = (time.perf_counter() - began) / len(items)
     batch = tuple(torch.stack(parts) for parts in zip(*items[: config.batch_size], strict=True))
     times = []
-    for _ in range(STEPS + 1):
+    for _ in bar(range(STEPS + 1), desc="estimate", unit="step", show=progress):
         began = time.perf_counter()
         try:
             train_step(fabric, network, optimizer, [batch] * config.accumulate, config)
@@ -118,14 +120,14 @@ def estimate(settings: Settings, cases: Sequence[PreparedCase], validation: Sequ
         config.batch_size * config.accumulate,
         config.workers,
         name,
-        _validation_seconds(network.module, settings, validated := chosen(validation, config.validation_cases_most)),
+        _validation_seconds(network.module, settings, validated := chosen(validation, config.validation_cases_most), progress),
         math.ceil(config.steps / config.validate_every),
         len(validated),
         config.strategy == "fsdp",
     )
 
 
-def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[PreparedCase]) -> float:
+def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[PreparedCase], progress: bool = False) -> float:
     """Of one case, on average over all by their windows. One of middle size is validated on, as far as it comes; 0 without cases."""
     if not cases:
         return 0.0
@@ -138,7 +140,7 @@ def _validation_seconds(network: nn.Module, settings: Settings, cases: Sequence[
         marks.append(time.perf_counter())
         return len(marks) > 2 and marks[-1] - marks[0] > ENOUGH_SECONDS
 
-    whole = validate(network, [cases[middle]], settings, stop=enough) is not None
+    whole = validate(network, [cases[middle]], settings, stop=enough, progress=progress) is not None
     counted = windows[middle] if whole else (len(marks) - 1) * settings.prediction.window_batch
     return ((time.perf_counter() if whole else marks[-1]) - marks[0]) / counted * sum(windows) / len(cases)
 

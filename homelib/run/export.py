@@ -24,6 +24,7 @@ from .footer import footer
 from .metrics import LESIONS, metric_of
 from .mixture import label_space
 from .pairs import read_rows
+from .quantise import AS_THEY_ARE, check_bits
 from .to_onnx import write_onnx
 
 NEEDS = "Needs the Python package homelib.\n\n"
@@ -31,10 +32,11 @@ NEEDS = "Needs the Python package homelib.\n\n"
 
 @dataclass(frozen=True)
 class About:
-    """What a run was trained on, and the classes of its output by index."""
+    """What a run was trained on, the classes of its output by index, and the bits that its weights are stored in."""
 
     manifests: list[Manifest]
     class_names: tuple[str, ...]
+    bits: int = AS_THEY_ARE
 
     first = property(lambda self: self.manifests[0])
     names = property(lambda self: " and ".join(manifest.name for manifest in self.manifests))
@@ -47,26 +49,30 @@ class About:
             _text(folder / f"{manifest.name}.yaml", as_yaml(manifest))
 
 
-def export(run: Run, to: str, out: str | Path) -> Path:
+def export(run: Run, to: str, out: str | Path, *, bits: int = AS_THEY_ARE) -> Path:
     """Write a run to a folder that is not there yet.
 
     Args:
         run: trained.
         to: "bundle", "hub" or "onnx".
         out: the folder; written beside and renamed.
+        bits: 2 to 8 for a small file whose weights are rounded (`homelib.run.quantise`), 32 for weights as they are. A graph has the latter alone.
 
     Raises:
-        UserError: an unknown form, a folder that exists, a run without weights, ONNX without its packages.
+        UserError: an unknown form, other bits, a folder that exists, a run without weights, ONNX without its packages.
     """
     if to not in FORMS:
         raise UserError(f"--to: found {to!r}, expected one of {', '.join(FORMS)}.")
+    check_bits(bits)
+    if to == "onnx" and bits != AS_THEY_ARE:
+        raise UserError(f"--bits: found {bits} with --to onnx, expected {AS_THEY_ARE}: a graph's weights stay as they are. Leave it off, or use --to hub.")
     out = Path(out)
     if out.exists():
         raise UserError(f"{out}: exists already and is left as it is. Choose another --out.")
     data = run.settings.data
     manifests = [load_manifest(name) for name in (data.manifest, *data.also)]
     settings = override(run.settings, {"data.manifest": manifests[0].name, "data.also": tuple(manifest.name for manifest in manifests[1:])})
-    about = About(manifests, label_space(data).class_names)
+    about = About(manifests, label_space(data).class_names, bits)
     network = load_weights(build_network(settings), run.weights_file)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
@@ -78,7 +84,7 @@ def export(run: Run, to: str, out: str | Path) -> Path:
 
 
 def _hub(run: Run, folder: Path, settings: Settings, about: About, network: nn.Module) -> None:
-    save_weights(network, folder / "model.safetensors", settings, class_names=about.class_names)
+    save_weights(network, folder / "model.safetensors", settings, class_names=about.class_names, bits=about.bits)
     settings.save(folder / "config.json")
     about.write_manifests(folder)
     load = "from homelib.run.packed import load, segment\nsegment(load('.'), 'scan.nii.gz', 'labels.nii.gz')"
@@ -86,7 +92,7 @@ def _hub(run: Run, folder: Path, settings: Settings, about: About, network: nn.M
 
 
 def _bundle(run: Run, folder: Path, settings: Settings, about: About, network: nn.Module) -> None:
-    save_weights(network, folder / "models" / "model.safetensors", settings, class_names=about.class_names)
+    save_weights(network, folder / "models" / "model.safetensors", settings, class_names=about.class_names, bits=about.bits)
     (folder / "configs").mkdir()
     settings.save(folder / "configs" / "settings.json")
     about.write_manifests(folder / "configs")
@@ -157,24 +163,34 @@ def _front_matter(about: About) -> str:
 def model_card(run: Run, settings: Settings, about: About, *, use: str) -> str:
     """Markdown: what it segments, from which data, what was measured and on whom, its limits."""
     spacing = "x".join(f"{mm:g}" for mm in settings.data.spacing_mm or about.first.spacing_mm)
-    origins = ", ".join(dict.fromkeys(manifest.label_origin for manifest in about.manifests))
+    cases = settings.data.train_cases
     lines = [
         f"# {settings.network} on {about.title}",
         f"Segments {about.segments} in {about.modality}, on the scan's own grid.",
         "## Use",
         use,
         "## Data",
-        *(f"{manifest.title}: {manifest.source}. Licence: {manifest.licence}. {manifest.citation}" for manifest in about.manifests),
-        f"Trained on {_cases(settings.data.train_cases)}; {settings.training.steps} steps, seed {settings.training.seed}. "
-        f"Label origin: {origins}. Scans are resampled to {spacing} mm.",
+        *(f"{manifest.title}: {_ended(manifest.source)} Licence: {_ended(manifest.licence)} {manifest.citation}" for manifest in about.manifests),
+        f"Trained on {_cases(cases)}; {settings.training.steps} steps, seed {settings.training.seed}. "
+        f"Label origin: {_origins(about, cases)}. Scans are resampled to {spacing} mm.",
         "## Measured",
-        _measured(run),
+        _measured(run) + _rounded(about.bits),
         "## Limits",
         "For research, not for diagnosis. It knows the modality, field of view and structures of its training data and nothing else; elsewhere it is wrong "
         "without a warning. A scan in another unit or orientation than its header says gives nonsense.",
         *(f"Unverified about the data: {line}" for manifest in about.manifests for line in manifest.unverified),
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _ended(sentence: str) -> str:
+    return sentence.rstrip(".") + "."
+
+
+def _origins(about: About, cases: tuple[str, ...]) -> str:
+    """Of the labels of the training cases; of several data sets, whose cases are not told apart, those of the data sets."""
+    one = len(about.manifests) == 1
+    return ", ".join(dict.fromkeys([about.first.origin_of(case) for case in cases if one] or [manifest.label_origin for manifest in about.manifests]))
 
 
 def _cases(ids: tuple[str, ...]) -> str:
@@ -201,6 +217,16 @@ def _measured(run: Run) -> str:
     lines += [[name.replace("_", " "), *(f"{value:.3f}" for value in values)] for name, values in zip(means.index, means.to_numpy(), strict=True)]
     head = f"Means over {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}."
     return "\n".join([head, "", *("| " + " | ".join(line) + " |" for line in lines), "", *(f"- {line}" for line in footer(rows, metrics))])
+
+
+def _rounded(bits: int) -> str:
+    """How the weights that are here differ from those that were measured."""
+    if bits == AS_THEY_ARE:
+        return ""
+    return (
+        f"\n\nThe weights here are rounded, which is not in the figures above: {bits} bits a value, the nearest of {2**bits - 1} multiples of a scale "
+        "that each row of a matrix or kernel has. Vectors and Mamba's A are float32 as they were. `homelib.run.quantise` reads them."
+    )
 
 
 def _text(path: Path, text: str) -> None:

@@ -22,7 +22,9 @@ AHEAD = 2  # batches that a worker makes before they are asked for
 class Source(Protocol):
     """`homelib.data.loading.Patches`, or `homelib.run.mixture.Mixture`."""
 
-    def patch(self, step: int, place: int) -> tuple[Tensor, ...]: ...
+    def patch(self, step: int, place: int) -> tuple[Tensor, ...]:
+        """Image (1, D, H, W) float32, label (1, D, H, W) int64, and of several data sets labelled (classes,) bool; the same for the same step and place."""
+        ...
 
 
 class Feed:
@@ -36,11 +38,15 @@ class Feed:
         self.source, self.config, self.rank, self.world = source, config, rank, world
 
     def steps(self, first: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
-        """(step, its `accumulate` batches) for each step from `first`, before `end`. Its workers end with it."""
+        """(step, its `accumulate` batches) for each step from `first`, before `end`. Its workers end with it.
+
+        A batch: images (B, 1, D, H, W) float32, labels (B, 1, D, H, W) int64, and of several data sets labelled (B, classes) bool.
+        """
         config = self.config
         order = _InOrder(self.source, config, range(first, end), self.rank, self.world)
         if not config.workers:
-            batches = (_stacked([order[number * config.batch_size + item] for item in range(config.batch_size)]) for number in range(order.batches))
+            first_items = range(0, len(order), config.batch_size)
+            batches: Iterator[Batch] = (_stacked([order[item] for item in range(start, start + config.batch_size)]) for start in first_items)
         else:
             generator = torch.Generator()  # so that torch's own is left alone
             context = new_processes(type(self.source).__module__)

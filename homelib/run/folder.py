@@ -79,7 +79,7 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One row a case, class and metric."""
+        """One row a case, class and metric. Raises UserError where it was not measured."""
         if not self.metrics_file.exists():
             raise UserError(f"{self.metrics_file}: no such file; `home evaluate {self.folder}` writes it.")
         return pd.read_csv(self.metrics_file)

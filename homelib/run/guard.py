@@ -1,5 +1,6 @@
 """What guards a training: steps that are not finite, and a memory that does not suffice."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,7 @@ class Guard:
 
 
 def not_finite(network: nn.Module, image: Tensor, found: str) -> UserError:
-    """The report of a training that ended so: what was found, and where in the network it began."""
+    """The report of a training that ended so: what was found, and where in the network it began, for images (B, C, D, H, W)."""
     where = first_non_finite(network, image)
     return UserError(
         f"{found}, before and after going back to the last checkpoint with {LOWER:g} of the rate; "
@@ -70,12 +71,13 @@ def not_finite(network: nn.Module, image: Tensor, found: str) -> UserError:
 
 @torch.no_grad()
 def first_non_finite(network: nn.Module, image: Tensor) -> str:
-    """Name and kind of the first module, in the order in which they end, whose output is not finite for this batch; images come before all modules."""
+    """Name and kind of the first module, in the order in which they end, whose output is not finite for a batch (B, C, D, H, W); images come before all
+    modules."""
     if not bool(torch.isfinite(image).all()):
         return "none, for the images themselves are not finite"
     found: list[str] = []
 
-    def look(name: str):
+    def look(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def hook(module: nn.Module, arguments: tuple, output: object) -> None:
             if not found and any(not bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
                 found.append(f"{name or 'the network'} ({type(module).__name__})")

@@ -13,14 +13,13 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import Settings
 from ..errors import UserError
 from ..network.published import published_name
 from ..network.swin_weights import is_swin, swin_state
+from .checkpoint import read_state
 from .folder import Run
 from .mixture import label_space
 
@@ -107,11 +106,9 @@ def _read(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str,
         raise UserError(f"training.init_from: {path}: no such file; expected a run folder, a safetensors file, or a checkpoint in the authors' layout.")
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, framework="pt") as file:
-                told = file.metadata() or {}
-            state = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"training.init_from: {path}: damaged or no safetensors file ({error}). Restore it.") from None
+            state, told = read_state(path)
+        except UserError as error:
+            raise UserError(f"training.init_from: {error}") from None
         return _in_our_names(state, network, path), _classes(told)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -151,7 +148,7 @@ def _in_our_names(state: dict, network: nn.Module, path: Path) -> dict[str, Tens
         if "{e}" not in theirs:
             parts = state.pop(theirs, None)
         else:
-            experts = []
+            experts: list[Tensor] = []
             while (expert := state.pop(theirs.format(e=len(experts)), None)) is not None:
                 experts.append(expert)
             alike = experts and len({expert.shape for expert in experts}) == 1

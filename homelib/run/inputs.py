@@ -39,7 +39,8 @@ def find_inputs(paths: Sequence[str | Path], manifest: Manifest, *, modality: st
             raise UserError(f"{path}: no scan there, expected NIfTI, NRRD or MetaImage files, or DICOM slices. Check the folder.")
         found |= here
     manifest.window_of(modality or manifest.modality)
-    cases = [Case(name, path, None, modality or _modality(path, manifest), "UNSTATED", manifest.reference) for path, name in found.items()]
+    asked = next((known for known in manifest.modalities if known == modality), None)
+    cases = [Case(name, path, None, asked or _modality(path, manifest), "UNSTATED", manifest.reference) for path, name in found.items()]
     seen: dict[str, Path] = {}
     for case in cases:
         if (other := seen.setdefault(case.id, case.image)) != case.image:

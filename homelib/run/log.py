@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm import tqdm  # text, not a widget: an executed copy of a notebook keeps its last state
 
 try:
     import resource
-except ImportError:  # Windows
-    resource = None
+except ImportError:
+    resource = None  # type: ignore[assignment]  # Windows has none
 
 from ..errors import UserError
+from ..progress import bar
 from .folder import HISTORY, written_whole
 
 
@@ -51,7 +51,10 @@ class History:
 
 
 class TensorBoard:
-    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`; what is there from the step `begin` on is no longer shown."""
+    """The rows as scalars for TensorBoard, in the run folder's `tensorboard/`; what is there from the step `begin` on is no longer shown.
+
+    Raises UserError: it is not installed.
+    """
 
     def __init__(self, folder: Path, *, begin: int):
         try:
@@ -82,7 +85,7 @@ class Progress:
 
     def __init__(self, name: str, *, done: int, steps: int, show: bool):
         self.name, self.steps, self.show = name, steps, show
-        self.bar = tqdm(total=steps, initial=done, desc=name, disable=not (show and sys.stderr.isatty()), mininterval=1)
+        self.bar = bar(total=steps, initial=done, unit="step", desc=name, show=show)
 
     def step(self) -> None:
         self.bar.update()

@@ -6,7 +6,7 @@ Glossary: P is the predicted mask, R the reference mask of a class; a *surfel* i
 from dataclasses import dataclass
 from typing import Literal
 
-DIAGONAL = "diagonal"  # as a worst value: the image's diagonal in mm, which no distance inside the image can exceed
+DIAGONAL: Literal["diagonal"] = "diagonal"  # as a worst value: the image's diagonal in mm, which no distance inside the image can exceed
 
 EMPTY_RULE = (
     "Both masks empty: no number, the class is not there. One of them empty: the worst value (for distances the image's diagonal in mm), "
@@ -36,7 +36,7 @@ def _overlap(name: str, definition: str) -> Metric:
     return Metric(name, "1", 1.0, 0.0, True, definition)
 
 
-def _distance(name: str, definition: str, surface: str) -> Metric:
+def _distance(name: str, definition: str, surface: Literal["surfels", "voxels"]) -> Metric:
     return Metric(name, "mm", 0.0, DIAGONAL, False, definition, surface)
 
 
@@ -95,4 +95,4 @@ def value_if_empty(metric: Metric, predicted_empty: bool, reference_empty: bool,
         return None
     if predicted_empty and reference_empty:
         return float("nan")
-    return diagonal_mm if metric.worst == DIAGONAL else float(metric.worst)
+    return metric.worst if isinstance(metric.worst, float) else diagonal_mm

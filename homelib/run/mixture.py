@@ -35,7 +35,7 @@ def source_of(cases: Sequence[PreparedCase], settings: Settings) -> Source:
 
 
 class Mixture:
-    """Patches of several data sets. `patch` gives image (1, D, H, W) float32, label (1, D, H, W) int64 of the union, labelled (classes,) bool."""
+    """Patches of several data sets. Raises UserError: cases of other data sets than those of the settings."""
 
     def __init__(self, cases: Sequence[PreparedCase], data: DataConfig, augment: AugmentConfig, *, seed: int):
         self.space, self.seed = label_space(data), seed
@@ -56,6 +56,7 @@ class Mixture:
         self.labelled = {name: self.space.labelled([name])[0] for name in self.names}
 
     def patch(self, step: int, place: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One of them: image (1, D, H, W) float32, label (1, D, H, W) int64 of the union, labelled (classes,) bool."""
         drawn = np.random.default_rng((self.seed, step, place, _CHOICE)).random()
         name = self.names[min(int(np.searchsorted(self.ends, drawn, side="right")), len(self.names) - 1)]
         image, label = self.patches[name].patch(step, place)

@@ -87,7 +87,7 @@ def predicted_names_of(predicted: Path, manifest: Manifest) -> tuple[str, ...]:
 
 
 def to_classes(volume: np.ndarray, names: tuple[str, ...], class_names: tuple[str, ...]) -> np.ndarray:
-    """Class indices of `names` as those of `class_names`; what has another name is background."""
+    """Class indices of `names`, in a volume (D, H, W), as those of `class_names`; what has another name is background."""
     table = np.array([class_names.index(name) if name in class_names else 0 for name in names], np.uint8 if len(class_names) <= 256 else np.uint16)
     return table[volume]
 

@@ -62,7 +62,7 @@ class NativeLabels:
         size = max(1, SLAB_VOXELS * self.case.native_shape[self.along] // int(np.prod(self.case.native_shape)))
         for start in range(0, len(planes), size):
             part = sorted(planes[start : start + size])
-            self._fill(slice(part[0], part[-1] + 1))
+            self._fill(self.rows, slice(part[0], part[-1] + 1))
         needed = min((int(np.floor(self.low[i])) for i in self.waiting), default=end)
         keep_from = min(max(needed, self.first), end)
         self.rows = self.rows[:, keep_from - self.first :].clone()  # a view would keep all of it alive
@@ -75,15 +75,14 @@ class NativeLabels:
         other = [row[n] * (shape[n] - 1) for n in range(3) if n != self.along] if not self.straight else []
         return at + sum(min(0.0, o) for o in other), at + sum(max(0.0, o) for o in other)
 
-    def _fill(self, planes: slice) -> None:
-        """Interpolate every class on some planes of the file, and keep the largest."""
+    def _fill(self, rows: Tensor, planes: slice) -> None:
+        """Interpolate every class of the kept rows on some planes of the file, and keep the largest."""
         box = tuple(planes if n == self.along else slice(0, size) for n, size in enumerate(self.case.native_shape))
-        best = chosen = None
-        for index, volume in enumerate(self.rows):
+        for index, volume in enumerate(rows):
             native = (self._straight if self.straight else self._general)(volume.movedim(0, self.axis), box)
             if self.on_slab is not None:
                 self.on_slab(index, box, native)
-            if best is None:
+            if index == 0:
                 best, chosen = native, torch.zeros(native.shape, dtype=torch.uint8, device=native.device)
             else:
                 chosen.masked_fill_(native > best, index)
@@ -111,7 +110,8 @@ class NativeLabels:
         target[:3, 3] += target[:3, :3] @ [part.start for part in box]
         resample = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=np.float32)
         shape = tuple(part.stop - part.start for part in box)
-        return resample(MetaTensor(volume[None], affine=source), dst_affine=target, spatial_size=shape)[0].as_tensor()
+        placed = MetaTensor(volume[None], affine=torch.from_numpy(source))
+        return resample(placed, dst_affine=torch.from_numpy(target), spatial_size=shape)[0].as_subclass(Tensor)
 
 
 def slab_bytes(voxels: int) -> int:
@@ -146,10 +146,11 @@ def _interpolate(volume: Tensor, axis: int, at: Tensor) -> Tensor:
     """Linear interpolation along one axis at positions in voxels (float64); zero beyond the ends."""
     size, along = volume.shape[axis], [1, 1, 1]
     along[axis] = -1
-    total = None
-    for index in (at.floor(), at.floor() + 1):
+
+    def neighbours(index: Tensor) -> tuple[Tensor, Tensor]:
         weight = (1 - (at - index).abs()) * ((index >= 0) & (index < size))
-        rows = volume.index_select(axis, index.long().clamp(0, size - 1))
-        weight = weight.to(volume.dtype).view(along)
-        total = rows.mul_(weight) if total is None else total.addcmul_(rows, weight)
-    return total
+        return volume.index_select(axis, index.long().clamp(0, size - 1)), weight.to(volume.dtype).view(along)
+
+    rows, weight = neighbours(at.floor())
+    total = rows.mul_(weight)
+    return total.addcmul_(*neighbours(at.floor() + 1))

@@ -20,7 +20,7 @@ def nearest_mm(marked: np.ndarray, asked: np.ndarray, spacing_mm: tuple[float, .
 
 
 @njit(nogil=True, cache=True)
-def _in_planes(marked, squared, height, width):
+def _in_planes(marked: np.ndarray, squared: np.ndarray, height: float, width: float) -> None:
     """Squared distance of every voxel to the nearest mark of its own plane."""
     D, H, W = marked.shape
     line, steps = np.empty(W, np.float32), np.empty((H, W), np.float32)  # steps: voxels along H to the nearest mark, exact in float32
@@ -52,7 +52,7 @@ def _in_planes(marked, squared, height, width):
 
 
 @njit(nogil=True, cache=True)
-def _envelope(line, scale, inverse, vertex, start):
+def _envelope(line: np.ndarray, scale: float, inverse: np.ndarray, vertex: np.ndarray, start: np.ndarray) -> int:
     """Which parabolas `(x - v)^2 / scale + line[v]` are lowest, and from where on each is; their number, 0 where none is finite."""
     count = 0
     for v in range(len(line)):
@@ -72,7 +72,7 @@ def _envelope(line, scale, inverse, vertex, start):
 
 
 @njit(nogil=True, cache=True)
-def _along_depth(squared, asked, depth):
+def _along_depth(squared: np.ndarray, asked: np.ndarray, depth: float) -> np.ndarray:
     D = squared.shape[0]
     found = np.empty(len(asked), np.float64)
     for index in range(len(asked)):

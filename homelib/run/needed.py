@@ -4,7 +4,7 @@ Two stages follow each other, and the larger one counts. What is not in it: Pyth
 hold of a window while they work, which only the networks know.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def preparing(header: Header, shape: tuple[int, int, int]) -> Bytes:
     return {"scan": int(np.prod(header.shape)) * header.voxel_bytes, "resampling": 4 * (between + int(np.prod(shape)))}
 
 
-def predicting(shape: tuple[int, int, int], native_shape: tuple[int, int, int], settings: Settings, *, networks: int = 1) -> Bytes:
+def predicting(shape: Sequence[int], native_shape: Sequence[int], settings: Settings, *, networks: int = 1) -> Bytes:
     """To predict a scan of a prepared `shape`: with the number of classes grow `buffer`, `windows` and, up to a bound, `slabs`."""
     windows = Windows.over(shape, settings.data.patch_voxels, overlap=settings.prediction.overlap)
     classes, prediction = settings.model.out_channels, settings.prediction

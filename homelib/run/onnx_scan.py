@@ -17,7 +17,7 @@ def selective_scan(
     """u, delta, z (B, D, L), A (D, N), B and C (B, N, L) -> y (B, D, L), and nothing that is kept for a backward pass."""
 
     @graph()
-    def step(h: FLOAT[...], step_size: FLOAT[...], driven: FLOAT[...], B_t: FLOAT[...], C_t: FLOAT[...]):
+    def step(h: FLOAT[...], step_size: FLOAT[...], driven: FLOAT[...], B_t: FLOAT[...], C_t: FLOAT[...]) -> tuple[FLOAT[...], FLOAT[...]]:
         decay = op.Exp(op.Mul(op.Unsqueeze(step_size, [-1]), A))
         h_next = op.Add(op.Mul(decay, h), op.Mul(op.Unsqueeze(driven, [-1]), op.Unsqueeze(B_t, [1])))
         y_t = op.ReduceSum(op.Mul(h_next, op.Unsqueeze(C_t, [1])), [-1], keepdims=0)

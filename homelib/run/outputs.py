@@ -36,7 +36,7 @@ def write_volume(volume: np.ndarray, affine: np.ndarray, path: Path, *, slope: f
 
 
 def write_label(label: np.ndarray, affine: np.ndarray, path: Path, *, classes: int) -> Path:
-    """Class indices as uint8, or uint16 where there are more than 256. As `write_volume`."""
+    """Class indices (D, H, W) as uint8, or uint16 where there are more than 256, with their affine (4, 4). As `write_volume`."""
     return write_volume(label.astype(np.uint8 if classes <= 256 else np.uint16, copy=False), affine, path)
 
 
@@ -84,10 +84,11 @@ class ProbabilityMaps:
         return self
 
     def add(self, index: int, box: tuple[slice, ...], probabilities: Tensor) -> None:
+        """A class's probabilities (d, h, w) in a box of the file's grid."""
         self.volumes[index][box] = (probabilities.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
     def write(self, affine: np.ndarray, case_id: str, suffix: str) -> list[Path]:
-        """`<case>_<class>_probability<suffix>` for every class but the background, over what is there."""
+        """`<case>_<class>_probability<suffix>` for every class but the background, with the file's affine (4, 4), over what is there."""
         paths = map_files(self.folder.parent, self.names, case_id, suffix)
         return [write_volume(np.asarray(volume), affine, path, slope=1 / 255) for path, volume in zip(paths, self.volumes[1:], strict=True)]
 

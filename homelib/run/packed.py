@@ -43,6 +43,6 @@ def segment(ensemble: Ensemble, image: str | Path, output: str | Path) -> Path:
     if not str(output).endswith((".nii.gz", ".nii", ".nrrd", ".mha")):
         raise UserError(f"output: found {str(output)!r}, expected a name that ends in .nii.gz, .nii, .nrrd or .mha.")
     (done,) = predict_all(cases, ensemble, output)
-    if done.state == "failed":
+    if done.path is None:
         raise UserError(done.message)
     return done.path

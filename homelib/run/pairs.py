@@ -1,7 +1,7 @@
 """Predictions and references as files: paired by case id, compared in space, measured case by case in processes; one line for every file left out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ _DECORATION = re.compile(r"(_0000|[_-](label|labels|seg|segmentation|mask|gt|pre
 
 @dataclass(frozen=True)
 class Pair:
+    """The label files of a case, predicted and reference; either may be a folder of masks."""
+
     case: str
     predicted: Path
     reference: Path
@@ -121,8 +123,13 @@ class Measure:
         return tuple(dict.fromkeys((*self.metrics, *(NSD.format(f"{mm:g}") for mm in self.tolerances_mm))))
 
 
-def measure_pairs(pairs: Sequence[Pair], how: Measure, *, workers: int = 1, on_case=lambda: None) -> Measured:
-    """All pairs, `workers` at a time; a pair that cannot be measured is a line. `on_case` is called after each. Raises UserError for an unknown metric."""
+def measure_pairs(pairs: Sequence[Pair], how: Measure, *, workers: int = 1, on_case: Callable[[], None] = lambda: None) -> Measured:
+    """All pairs, `workers` at a time; a pair that cannot be measured is a line. `on_case` is called after each.
+
+    Raises UserError: an unknown metric or class, or raw predictions of no data set.
+    """
+    if how.raw_predictions and how.manifest is None:
+        raise UserError("raw_predictions: found no data set, expected the one whose raw labels the predictions hold. Name it.")
     for name in how.all_metrics:
         _known_metric(name, "metrics")
     if unknown := set(how.lesion_classes) - set(how.class_names):
@@ -168,7 +175,7 @@ def _measure(pair: Pair, how: Measure) -> pd.DataFrame:
             raise UserError(f"{pair.reference}: found the values {values}, none of a class of {manifest.name}; left out. Is it this data set's label?")
     else:
         R = _renumbered(R, pair.reference, how.reference_names, how)
-    P = manifest.merge(P) if how.raw_predictions else _renumbered(P, pair.predicted, how.predicted_names, how)
+    P = manifest.merge(P) if manifest and how.raw_predictions else _renumbered(P, pair.predicted, how.predicted_names, how)
     return evaluate(
         P,
         R,

@@ -7,6 +7,7 @@ steps, for scans that are small enough to be looked at whole.
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -121,7 +122,7 @@ def one_hot(label: np.ndarray, classes: int) -> np.ndarray:
 
 
 def save_label(label: np.ndarray, case: PreparedCase, path: Path) -> Path:
-    """A label volume on the file's grid as NIfTI (uint8), with the file's affine. `path` ends in .nii.gz."""
+    """A label volume (native D, H, W) on the file's grid as NIfTI (uint8), with the file's affine. `path` ends in .nii.gz."""
     with written_whole(path) as part:
         nib.save(nib.Nifti1Image(label, case.native_affine), part)
     return path
@@ -132,8 +133,8 @@ def windows_of(case: PreparedCase, settings: Settings) -> Windows:
     return Windows.over(case.image.shape, settings.data.patch_voxels, overlap=settings.prediction.overlap)
 
 
-def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how) -> Iterator[tuple[int, Tensor]]:
-    """`finished_rows` of a prepared scan, seen as the network was trained to see its data set. `how`: as there."""
+def case_rows(networks: Sequence[Network], case: PreparedCase, settings: Settings, windows: Windows, **how: Any) -> Iterator[tuple[int, Tensor]]:
+    """`finished_rows` of a prepared scan, seen as the network was trained to see its data set: the first row, and (C, rows, A, B). `how`: as there."""
     return finished_rows(networks, case.image, windows, settings.prediction, **_sight(case), **how)
 
 

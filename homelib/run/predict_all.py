@@ -3,12 +3,12 @@
 import contextlib
 import hashlib
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..data.manifest import Case, load_manifest
 from ..data.prepare import PreparedCase, preparation, prepare_into, sha256_of
 from ..data.reading import times
 from ..errors import UserError
+from ..progress import bar
 from . import needed
 from .checkpoint import trained_network
 from .folder import Run
@@ -101,7 +102,7 @@ def predict_all(
         cases: unlabelled or labelled; labels are not looked at.
         out: a folder; or, for one case, a file that ends in .nii.gz, .nii, .nrrd or .mha.
         probabilities: write each class's probability too, into `probabilities/` beside the labels.
-        progress: show a bar of voxels.
+        progress: show a bar of voxels, where there is a terminal.
         say: told the memory estimate of each scan, before it is read and when it is prepared, and what is done where memory does not suffice.
         on_done: called with each result as soon as it is there.
 
@@ -114,17 +115,17 @@ def predict_all(
     label_map = out.with_name(f"{stem(out)}.{LABEL_MAP}") if is_file(out) else out / LABEL_MAP
     record = _record(out, ensemble, probabilities)
     require_label_map(names, label_map)
-    bar = tqdm(total=0, unit="voxel", unit_scale=True, disable=not progress, file=sys.stderr, mininterval=1)
+    shown = bar(total=0, unit="voxel", scaled=True, show=progress)
     results = []
     for number, case in enumerate(cases, start=1):
         path = out if is_file(out) else out / f"{case.id}{suffix_of(case.image)}"
-        bar.set_description(f"{case.id} ({number} of {len(cases)})")
+        shown.set_description(f"{case.id} ({number} of {len(cases)})")
         result = Predicted(case.id, "unchanged", path)
         if not record.has(case, path):
-            result = _tried(lambda case=case, path=path: _one(case, ensemble, path, names, probabilities, bar, say, record), case, path)
+            result = _tried(partial(_one, case, ensemble, path, names, probabilities, shown, say, record), case, path)
         results.append(result)
         on_done(result)
-    bar.close()
+    shown.close()
     if any(result.state != "failed" for result in results) and not label_map.exists():
         write_label_map(names, label_map)
     return results
@@ -173,7 +174,7 @@ def _one(
     path: Path,
     names: tuple[str, ...],
     probabilities: bool,
-    bar: tqdm,
+    shown: tqdm,
     say: Callable[[str], None],
     record: Record,
 ) -> Predicted:
@@ -194,9 +195,9 @@ def _one(
         shape, voxels = prepared.image.shape, int(np.prod(prepared.image.shape))
         stages = {"predicting": needed.predicting(shape, prepared.native_shape, settings, networks=len(ensemble.networks))}
         say(f"{case.id}: {times(shape)} voxels as prepared; memory beyond the networks, GiB: {needed.told(stages)}.")
-        bar.total += voxels
+        shown.total += voxels
         count = windows_of(prepared, settings).count
-        how = {"on_window": lambda windows: bar.update(voxels * windows / count), "say": say}
+        how: dict[str, Any] = {"on_window": lambda windows: shown.update(voxels * windows / count), "say": say}
         if probabilities:
             with ProbabilityMaps(prepared.native_shape, names, path.parent) as maps:
                 label = predict_label(ensemble.networks, prepared, settings, on_slab=maps.add, **how)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,8 +104,9 @@ def _cases_that_differ(found: dict[str, str], expected: dict[str, str], done: st
 
 def random_states() -> dict:
     """Of this process: of Python, NumPy, torch and its GPUs. Patches need none of them: they are functions of seed, step and place."""
-    kind, keys, at, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  libraries may use it
-    state = {"python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), int(at), int(has_gauss), float(gauss))}
+    of_numpy: Any = np.random.get_state()  # noqa: NPY002  libraries may use it
+    kind, keys, at, has_gauss, gauss = of_numpy
+    state: dict[str, Any] = {"python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), int(at), int(has_gauss), float(gauss))}
     state["torch"] = torch.get_rng_state()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -142,14 +144,16 @@ def gather(network: nn.Module, optimizer: torch.optim.Optimizer, *, sharded: boo
 
     offload = next(network.parameters()).device.type != "cpu"  # on a CPU it would copy nothing, and hand out memory that FSDP then frees
     options = StateDictOptions(full_state_dict=True, cpu_offload=offload)
+    found: Any
     if optimizer.state:
-        weights, state = get_state_dict(network, optimizer, options=options)
+        found = get_state_dict(network, optimizer, options=options)
     else:  # before the first step: PyTorch would make one to see what the state looks like, and AdamW count it
-        weights, state = get_model_state_dict(network, options=options), {}
+        found = get_model_state_dict(network, options=options), {}
+    weights, state = found
     return {name: tensor if offload else tensor.clone() for name, tensor in weights.items()}, state
 
 
-def scatter(network: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], state: dict, *, sharded: bool) -> None:
+def scatter(network: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Any], state: dict, *, sharded: bool) -> None:
     """Put back what `gather` took."""
     if sharded:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_state_dict

@@ -17,7 +17,9 @@ import torch
 from monai.data.utils import compute_importance_map
 from torch import Tensor
 
+from ..axes import three
 from ..config import PredictionConfig
+from ..data.cache import Chunked
 
 Network = Callable[[Tensor], Tensor]
 ROWS_BYTES = 2**27  # of what is handed on at a time
@@ -38,15 +40,15 @@ class Windows:
     @classmethod
     def over(cls, shape: Sequence[int], patch: Sequence[int], *, overlap: float) -> "Windows":
         """As MONAI: steps of patch * (1 - overlap), the last window flush with the end; a smaller scan lies in the middle of its one window."""
-        padded = tuple(max(n, p) for n, p in zip(shape, patch, strict=True))
-        before = tuple((full - n) // 2 for full, n in zip(padded, shape, strict=True))
+        padded = three(max(n, p) for n, p in zip(shape, patch, strict=True))
+        before = three((full - n) // 2 for full, n in zip(padded, shape, strict=True))
         starts = []
         for n, p in zip(padded, patch, strict=True):
             step = p if p == n else max(1, int(p * (1 - overlap)))
             count = next(k for k in range(n) if k * step + p >= n) + 1
             starts.append(tuple(min(k * step, n - p) for k in range(count)))
         buffer = [patch[axis] * np.prod(padded) / padded[axis] for axis in range(3)]
-        return cls(tuple(shape), tuple(patch), padded, before, tuple(starts), int(np.argmin(buffer)))
+        return cls(three(shape), three(patch), padded, before, three(starts), int(np.argmin(buffer)))
 
     @property
     def count(self) -> int:
@@ -57,7 +59,7 @@ class Windows:
         corner = []
         for place, before, starts, p in zip(at, self.before, self.starts, self.patch, strict=True):
             corner.append(starts[int(np.abs(np.array(starts) + p / 2 - place - before).argmin())])
-        return tuple(corner)
+        return three(corner)
 
     @property
     def row_voxels(self) -> int:
@@ -82,7 +84,7 @@ class Windows:
 
 def finished_rows(
     networks: Sequence[Network],
-    image: np.ndarray,
+    image: np.ndarray | Chunked,
     windows: Windows,
     settings: PredictionConfig,
     *,
@@ -119,7 +121,7 @@ def finished_rows(
     weight = weight.movedim(axis, 0) if weight.ndim == 3 else weight
     starts = windows.starts[axis]
     P = windows.patch[axis]
-    sums = weights = None
+    sums = weights = torch.empty(0)  # made when the first logits tell of how many classes
     cuts = [slice(windows.before[a], windows.before[a] + windows.shape[a]) for a in others]
     for number, start in enumerate(starts):
         places = list(itertools.product(windows.starts[others[0]], windows.starts[others[1]]))
@@ -128,7 +130,7 @@ def finished_rows(
             chosen = places[first : first + size]
             corners = [tuple(np.insert(place, axis, start)) for place in chosen]
             logits = _logits(networks, cut(image, windows, corners, prepare=prepare, beyond=beyond).to(device), mirror=settings.mirror)
-            if sums is None:
+            if not len(sums):
                 sums = torch.zeros(logits.shape[1], P, *(windows.padded[a] for a in others), device=where)
                 weights = torch.zeros(P, *sums.shape[2:], device=where)
             for (a, b), its in zip(chosen, logits, strict=True):
@@ -157,27 +159,32 @@ def _finished(
             yield first_row + low - before, finish(sums[(slice(None), *box)] / weights[box])
 
 
-def cut(image: np.ndarray, windows: Windows, corners: Sequence[tuple[int, ...]], *, prepare: Callable[[np.ndarray], np.ndarray], beyond: float) -> Tensor:
+def cut(
+    image: np.ndarray | Chunked, windows: Windows, corners: Sequence[Sequence[int]], *, prepare: Callable[[np.ndarray], np.ndarray], beyond: float
+) -> Tensor:
     """Windows (n, 1, *patch) float32 that begin at `corners` of the padded volume. Arguments as `finished_rows`."""
     batch = np.full((len(corners), 1, *windows.patch), beyond, np.float32)
     for its, corner in zip(batch, corners, strict=True):
-        box, into = [], [0]
+        box: list[slice] = []
+        into: list[slice] = []
         for start, before, n, p in zip(corner, windows.before, windows.shape, windows.patch, strict=True):
             low, high = max(0, start - before), min(n, start - before + p)
             box.append(slice(int(low), int(high)))
             into.append(slice(int(low - start + before), int(high - start + before)))
-        its[tuple(into)] = prepare(image[tuple(box)])
+        its[0, *into] = prepare(image[tuple(box)])
     return torch.from_numpy(batch)
 
 
 def _logits(networks: Sequence[Network], batch: Tensor, *, mirror: bool) -> Tensor:
     """(n, C, *patch) float32: the mean over networks and, where asked for, over all eight mirror images."""
-    total, axes_of = None, MIRRORS if mirror else MIRRORS[:1]
+    total: Tensor | None = None
+    axes_of = MIRRORS if mirror else MIRRORS[:1]
     for axes in axes_of:
         seen = batch.flip(axes) if axes else batch
         for network in networks:
             logits = network(seen).float()
             logits = logits.flip(axes) if axes else logits
             total = logits if total is None else total + logits
+    assert total is not None  # of one network at least
     count = len(axes_of) * len(networks)
     return total if count == 1 else total / count  # one less copy, which is large

@@ -1,6 +1,7 @@
 """One step: forward, loss, backward, clip, and the optimiser's step where all is finite."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,29 +39,29 @@ def train_step(
         known = logits if labelled is None else marginal_logits(logits.float(), labelled)
         return segmentation_loss(known, label, class_weights, batch_dice=config.batch_dice, terms=config.loss)
 
-    total = 0.0
+    total: Any = 0.0
     for number, batch in enumerate(batches, start=1):
         image, label, labelled = (*fabric.to_device(batch), None)[:3]
-        with fabric.no_backward_sync(network, enabled=number < len(batches)):
+        with fabric.no_backward_sync(network, enabled=number < len(batches)):  # type: ignore[arg-type]  # the class of its modules has no public name
             loss = over_levels(loss_of, network(image), label, labelled) / len(batches)
             fabric.backward(loss)
         total = total + loss.detach()
     drop_gradients(frozen)
     clip = float("inf") if config.clip_norm is None else config.clip_norm  # infinity changes nothing, and tells the norm
-    norm = fabric.clip_gradients(network, optimizer, max_norm=clip, error_if_nonfinite=False)
-    loss, norm = float(fabric.all_reduce(total) if fabric.world_size > 1 else total), float(norm)
-    taken = guard is None or guard.takes(loss, norm)
+    norm: Any = fabric.clip_gradients(network, optimizer, max_norm=clip, error_if_nonfinite=False)
+    found: Any = fabric.all_reduce(total) if fabric.world_size > 1 else total
+    taken = guard is None or guard.takes(float(found), float(norm))
     if taken:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, norm, taken
+    return float(found), float(norm), taken
 
 
 def class_weights(cases: Sequence[PreparedCase], classes: int, balance: float) -> Tensor | None:
     """Weights (classes,) of the cross-entropy: frequency^-balance, so scaled that a voxel weighs 1 on average; None for balance 0."""
     if not balance:
         return None
-    counts = sum(np.bincount(np.asarray(case.label).ravel(), minlength=IGNORE + 1)[:classes] for case in cases)
+    counts = np.sum([np.bincount(np.asarray(case.label).ravel(), minlength=IGNORE + 1)[:classes] for case in cases], 0)
     frequency = np.maximum(counts, 1) / counts.sum()
     weights = frequency**-balance
     return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)

@@ -37,13 +37,13 @@ def surfel_distances(P: np.ndarray, R: np.ndarray, spacing_mm: tuple[float, ...]
     surfaces = [code - np.uint8(1) < 254 for code in codes]  # neither 0 nor 255: 0 - 1 is 255 in eight bits
     table = _areas(tuple(float(s) for s in spacing_mm))
     areas = [table[code[surface]] for code, surface in zip(codes, surfaces, strict=True)]
-    return Distances(*_between(*surfaces, spacing_mm), *areas)
+    return Distances(*_between(surfaces[0], surfaces[1], spacing_mm), *areas)
 
 
 def voxel_distances(P: np.ndarray, R: np.ndarray, spacing_mm: tuple[float, ...]) -> Distances:
     """Between the surface voxels (those with one of 6 neighbours outside) of two masks (D, H, W) bool, neither empty."""
     surfaces = both(lambda mask: mask & ~binary_erosion(mask), P, R)
-    return Distances(*_between(*surfaces, spacing_mm), *(np.ones(int(surface.sum())) for surface in surfaces))
+    return Distances(*_between(surfaces[0], surfaces[1], spacing_mm), *(np.ones(int(surface.sum())) for surface in surfaces))
 
 
 def hausdorff95(distances: Distances) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import Settings
 from ..errors import UserError
+from ..network.mamba import MambaMixer
 from ..network.scan import backends
 
 OPSET = 18  # that the exporter works in
@@ -28,7 +29,7 @@ def write_onnx(network: nn.Module, settings: Settings, path: Path) -> Path:
     except ImportError as missing:
         raise UserError(f"--to onnx: the package {missing.name} is not installed, expected onnx and onnxscript. pip install 'homelib[onnx]'") from None
     for module in network.modules():
-        if hasattr(module, "backend"):
+        if isinstance(module, MambaMixer):
             module.backend = "numba"  # whose operator is translated
     backends.resolve("numba", "cpu", torch.float32)  # tried now: while the network is traced it could not be
     try:
@@ -46,11 +47,12 @@ def write_onnx(network: nn.Module, settings: Settings, path: Path) -> Path:
         raise UserError(
             f"--to onnx: {settings.network} cannot be written: {_reason(error)}; expected operators that ONNX has. Take --to bundle or --to hub instead."
         ) from None
+    assert program is not None  # None where a file is asked for
     program.save(str(path), external_data=False)
     return path
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What the exporter says at the bottom of its causes, the first line of it."""
     while error.__cause__ is not None:
         error = error.__cause__

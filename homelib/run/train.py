@@ -9,9 +9,11 @@ import errno
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ..config import Settings
@@ -99,7 +101,18 @@ def _told(error: BaseException, settings: Settings, run: Run, device: torch.devi
 class _Training:
     """The parts of a training in one process, and what moves them: `go`."""
 
-    def __init__(self, fabric, settings, cases, validation, run, *, stop, progress, on_validation):
+    def __init__(
+        self,
+        fabric: Fabric,
+        settings: Settings,
+        cases: Sequence[PreparedCase],
+        validation: Sequence[PreparedCase],
+        run: Run,
+        *,
+        stop: StopRequest,
+        progress: bool,
+        on_validation: OnValidation | None,
+    ):
         config = settings.training
         self.fabric, self.settings, self.config, self.run, self.stop, self.on_validation = fabric, settings, config, run, stop, on_validation
         self.validation, self.sharded, self.first = chosen(validation, config.validation_cases_most), config.strategy == "fsdp", fabric.is_global_zero
@@ -111,7 +124,7 @@ class _Training:
 
         network = DeeplySupervised(network) if config.deep_supervision else network
         self.network = fabric.setup_module(network)
-        self.optimizer = fabric.setup_optimizers(build_optimizer(self.network, config))
+        self.optimizer: Any = fabric.setup_optimizers(build_optimizer(self.network, config))
         self.frozen = encoder_parameters(self.network)
         self.average = Averaged(core(network), config.ema) if config.ema is not None else None
         weights = class_weights(cases, settings.model.out_channels, config.class_balance)
@@ -120,7 +133,8 @@ class _Training:
 
         self.guard = Guard(config.non_finite_steps)
         self.history = History(run.history_file if self.first else None)
-        self.step, self.validated, self.best, self.best_step, self.over = 0, 0, None, 0, False
+        self.step, self.validated, self.best_step, self.over = 0, 0, 0, False
+        self.best: float | None = None
         if kept is not None:
             self._restore(kept)
         self.progress = Progress(run.name, done=self.step, steps=config.steps, show=progress and self.first)
@@ -129,7 +143,7 @@ class _Training:
         if len(self.validation) < len(validation):
             self.progress.say(f"validated on {len(self.validation)} of {len(validation)} cases (training.validation_cases_most)")
         self.told_at, self.line_from = time.monotonic(), self.validated
-        self.steps_gib = None  # most memory until the first validation, whose hooks are not every network's
+        self.steps_gib: float | None = None  # most memory until the first validation, whose hooks are not every network's
         self.board: TensorBoard | None = None
         self.began = time.perf_counter() - (self.history.rows[-1]["seconds"] if self.history.rows else 0.0)
 
@@ -234,7 +248,8 @@ class _Training:
     def _measured(self, network: nn.Module) -> pd.DataFrame | None:
         """Each process measures its share of the cases; under FSDP all of them all, for they compute together."""
         world, rank = (1, 0) if self.sharded else (self.fabric.world_size, self.fabric.global_rank)
-        table = validate(network, self.validation[rank::world], self.settings, stop=(lambda: False) if self.sharded else lambda: self.stop.asked)
+        stop = (lambda: False) if self.sharded else lambda: self.stop.asked
+        table = validate(network, self.validation[rank::world], self.settings, stop=stop, progress=self.progress.show)
         if world > 1:
             tables: list = [None] * world
             torch.distributed.all_gather_object(tables, table)
@@ -255,7 +270,7 @@ class _Training:
             self.progress.say(f"no better Dice in {since} validations; the training ends at step {self.step}, the best is of step {self.best_step}")
 
     @contextlib.contextmanager
-    def _averaged(self, network: nn.Module):
+    def _averaged(self, network: nn.Module) -> Iterator[None]:
         """The averaged weights in place of the network's own, where there are any."""
         if self.average is not None:
             self.average.swap(network)
@@ -369,7 +384,8 @@ class _Training:
         """Whether any process was asked to stop."""
         if self.fabric.world_size == 1:
             return self.stop.asked
-        return bool(self.fabric.all_reduce(torch.tensor(float(self.stop.asked), device=self.fabric.device), reduce_op="sum") > 0)
+        asked: Any = self.fabric.all_reduce(torch.tensor(float(self.stop.asked), device=self.fabric.device), reduce_op="sum")
+        return bool(asked > 0)
 
     def _heartbeat(self) -> None:
         if time.monotonic() - self.told_at > HEARTBEAT_SECONDS:

@@ -10,9 +10,10 @@ from torch import nn
 from ..config import IGNORE, Settings
 from ..data.manifest import load_manifest
 from ..data.prepare import PreparedCase
+from ..progress import bar
 from .evaluate import evaluate
 from .mixture import label_space
-from .predict import predict_probabilities
+from .predict import predict_probabilities, windows_of
 
 COLUMNS = ("case", "class", "dice")
 
@@ -27,11 +28,13 @@ def chosen(cases: Sequence[PreparedCase], most: int | None) -> list[PreparedCase
     if most is None or most >= len(cases):
         return list(cases)
     mark = {case.case.id: hashlib.sha256(case.case.id.encode("utf-8", "surrogateescape")).digest() for case in cases}
-    among = sorted(mark, key=mark.get)[:most]
+    among = sorted(mark, key=mark.__getitem__)[:most]
     return [case for case in cases if case.case.id in among]
 
 
-def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settings, *, stop: Callable[[], bool] = lambda: False) -> pd.DataFrame | None:
+def validate(
+    network: nn.Module, cases: Sequence[PreparedCase], settings: Settings, *, stop: Callable[[], bool] = lambda: False, progress: bool = False
+) -> pd.DataFrame | None:
     """Dice of each case and class that its data set has labelled; NaN where a class is neither there nor found.
 
     Args:
@@ -39,22 +42,31 @@ def validate(network: nn.Module, cases: Sequence[PreparedCase], settings: Settin
         cases: prepared and labelled.
         settings: of the run.
         stop: asked after each window; True ends it.
+        progress: show a bar of windows, where there is a terminal.
 
     Returns:
         Columns case, class, dice; None where it was ended.
     """
 
-    def look(windows: int) -> None:
-        if stop():
-            raise _Ended
-
     network.eval()
-    space, rows = label_space(settings.data), []
-    for case in cases:
+    windows = sum(windows_of(case, settings).count for case in cases)
+    with bar(total=windows, desc="validate", unit="window", keep=False, show=progress) as shown:
+
+        def look(windows: int) -> None:
+            shown.update(windows)
+            if stop():
+                raise _Ended
+
         try:
-            predicted = predict_probabilities(network, case, settings, on_window=look).argmax(0)
+            return _dice(network, cases, settings, look)
         except _Ended:
             return None
+
+
+def _dice(network: nn.Module, cases: Sequence[PreparedCase], settings: Settings, look: Callable[[int], None]) -> pd.DataFrame:
+    space, rows = label_space(settings.data), []
+    for case in cases:
+        predicted = predict_probabilities(network, case, settings, on_window=look).argmax(0)
         predicted, label, known = beside_label(predicted, case, settings)
         names = [space.class_names[index] for index in known]
         table = evaluate(

@@ -99,7 +99,7 @@ class Sweep:
                 raise UserError(f"{folder / run.name}: holds a run with other settings; nothing was changed. Rename the arm, or choose another --folder.")
             place = run.name if there is not None else finished.get(run.fingerprint, run.name)
             lines.append(_line(run, place))
-        plan = {"grid": grid.name, "profile": grid.profile, "data": list(data), "parameters": dict(parameters or {})}
+        plan: dict[str, Any] = {"grid": grid.name, "profile": grid.profile, "data": list(data), "parameters": dict(parameters or {})}
         plan |= {"notebooks": [_shelf_name(notebook) for notebook in chosen], "runs": lines}
         for line in lines:
             _queue_up(folder / line["folder"], states.planned_record(line))
@@ -200,6 +200,7 @@ class Sweep:
 
 
 def default_folder(name: str) -> Path:
+    """Of a grid's runs, where no other is chosen."""
     return runs_dir() / "ablations" / name
 
 
@@ -228,7 +229,10 @@ def check_environment(arms: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def check_parameters(notebooks: Sequence[Path], parameters: Mapping[str, Any], data: Mapping[str, str]) -> None:
-    """Before anything starts. What makes a run must be known to every notebook, else an arm would be trained with the settings of another."""
+    """Before anything starts. What makes a run must be known to every notebook, else an arm would be trained with the settings of another.
+
+    Raises UserError: a notebook that does not know it, a parameter that no notebook knows, or one that the grid sets itself.
+    """
     known, making = {notebook: parameters_of(notebook) for notebook in notebooks}, _making("", Path(), None, {}, data)
     for notebook, its in known.items():
         if lacking := [name for name in making if name not in its]:

@@ -1,5 +1,6 @@
 """What `home ablate` prints: the plan, and the table of states; the latter as a table for notebooks too."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -7,17 +8,19 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from tqdm import tqdm
 
-from .states import Row
+from .states import ENDED, Row
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..run.folder import State
     from .grids import Planned
     from .probe import Probe
 
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "stale": "yellow", "stopped": "yellow"}
-ORDER = ("failed", "running", "stale", "stopped", "queued", "done")
+ORDER: tuple["State", ...] = ("failed", "running", "stale", "stopped", "queued", "done")
 
 
 def print_plan(runs: Sequence["Planned"], states: Mapping[str, Row], probes: Mapping[str, "Probe"], *, at_once: int, console: Console) -> None:
@@ -79,13 +82,27 @@ def states_frame(rows: Sequence[Row]) -> "pd.DataFrame":
     return pd.DataFrame(lines)
 
 
+class Pace:
+    """How far a grid is, at what rate, and how long still, in a line. The rate is of the runs that have ended since it was made."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.before: int | None = None
+
+    def __call__(self, rows: Sequence[Row]) -> str:
+        ended = sum(row.record.state in ENDED for row in rows)
+        self.before = ended if self.before is None else self.before
+        return tqdm.format_meter(ended, len(rows), time.monotonic() - self.began, ncols=80, unit="run", initial=self.before)
+
+
 class Shown:
     """A watch for a notebook: the table of states, drawn anew in its place."""
 
     def __init__(self) -> None:
         from IPython.display import DisplayHandle
 
-        self._handle, self._before = DisplayHandle(), None
+        self._handle = DisplayHandle()
+        self._before: list | None = None
 
     def __call__(self, rows: Sequence[Row]) -> None:
         states = [(row.record.state, row.record.notebook, row.steps) for row in rows]

@@ -1,6 +1,7 @@
 """The table of a grid: what its arms scored and cost, beside what the paper printed of the same arms."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,8 +39,9 @@ def ablation_table(
     measured = [metric for metric in metrics if metric in set(rows["metric"])]
     if not measured:
         raise UserError(f"metric: found {', '.join(metrics)}, expected some of {', '.join(sorted(set(rows['metric'])))}.")
+    paper_rows = paper_rows or {}
     if paper is not None:
-        rows = rows[rows["arm"].isin(paper_rows or {})]
+        rows = rows[rows["arm"].isin(paper_rows)]
         if rows.empty:
             raise UserError(f"paper {paper}: no arm of these results is one of its rows; the grid's field `paper` says which are.")
     arms = list(dict.fromkeys(rows["arm"]))
@@ -84,7 +86,8 @@ def _interval(metric: str, mean: float, low: float, high: float) -> str:
     return f"{factor * mean:.1f}" + ("" if np.isnan(low) else f" ({factor * low:.1f} to {factor * high:.1f})")
 
 
-def _number(value: object) -> str:
+def _number(value: Any) -> str:
     if not isinstance(value, (int, float, np.number)):
         return str(value)
+    value = float(value)
     return "-" if np.isnan(value) else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"

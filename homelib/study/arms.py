@@ -22,7 +22,7 @@ def committed(grid: Grid) -> Path | None:
 
 
 def how_made(grid: Grid, folder: Path | None) -> str:
-    """In a line: by which command the results in a folder were made, and how long it took; or by which they would be."""
+    """In a line: by which command the results in a folder were made, and how long it took; or by which they would be. Raises UserError: no record of it."""
     if folder is None:
         return f"No results of {grid.name} are committed. The commands that make them: home ablate run {grid.name}; home ablate collect {grid.name}"
     try:
@@ -72,7 +72,7 @@ def experts_and_groups(rows: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     rest = {arm: grid.settings(arm).model_dump(mode="json", exclude={"model": SIZES}) for arm in means.index}
     models = {arm: grid.settings(arm).model for arm in means.index if rest[arm] == rest.get(grid.compared_with)}
     cells = {((model.experts_local, model.experts_global), model.group_size): means[arm] for arm, model in models.items()}
-    experts, groups = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
+    experts, groups = sorted({both for both, _ in cells}), sorted({group for _, group in cells})
     values = [[cells.get((both, group), float("nan")) for group in groups] for both in experts]
     index = pd.Index([" / ".join(map(_joined, both)) for both in experts], name="experts")
     return pd.DataFrame(values, index=index, columns=pd.Index(map(_joined, groups), name="group"))

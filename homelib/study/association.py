@@ -14,7 +14,7 @@ Nothing here is about other patients: that takes other scans. And it is associat
 C classes, E experts, n shifts. All shifts of one class and expert are one product of their Fourier transforms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -25,6 +25,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ..config import IGNORE
 from ..errors import UserError
+from ..progress import bar
 from .expert_maps import Layer, RoutingMaps
 
 LEAST_LOG2 = -5.0  # of a lift, where lifts are compared: below a 32nd is as good as none
@@ -46,7 +47,7 @@ class Association:
 
     @property
     def log2_lift(self) -> np.ndarray:
-        """(classes that are there, E), `LEAST_LOG2` at least."""
+        """(C, E) of the C classes that are there, `LEAST_LOG2` at least."""
         return _log2_lift(self.joint[self.voxels > 0])
 
     def lift(self, *, confidence: float = 0.95) -> pd.DataFrame:
@@ -80,7 +81,9 @@ class Association:
         return pd.Series({"bits": float(bits), "share": float(share), "chance": null.mean(), "low": low, "high": high, "p": p})
 
 
-def associate(maps: np.ndarray, label: np.ndarray, class_names: Sequence[str], *, shifts: int = 200, seed: int = 0) -> Association:
+def associate(
+    maps: np.ndarray, label: np.ndarray, class_names: Sequence[str], *, shifts: int = 200, seed: int = 0, on_maps: Callable[[int], None] = lambda count: None
+) -> Association:
     """Classes and experts of one layer in one scan.
 
     Args:
@@ -89,6 +92,7 @@ def associate(maps: np.ndarray, label: np.ndarray, class_names: Sequence[str], *
         class_names: by index.
         shifts: n, drawn at random.
         seed: of them. The same shifts for all layers of a scan.
+        on_maps: called for each class with the number of maps that were compared with it; a class that is not there is compared with none.
 
     Raises:
         UserError: another shape than the maps', a class that has no name, no labelled voxel.
@@ -103,23 +107,32 @@ def associate(maps: np.ndarray, label: np.ndarray, class_names: Sequence[str], *
     steps = rng.integers(1, np.maximum(np.array(shape), 2), size=(shifts, 3)) % shape
     experts = [fft.rfftn(np.asarray(weight, np.float32)) for weight in maps]
     joint, null = np.zeros((len(class_names), len(maps))), np.zeros((shifts, len(class_names), len(maps)))
-    for index in np.flatnonzero(np.bincount(label[known], minlength=len(class_names))):
+    for index in np.flatnonzero(np.bincount(label[known])):
         mask = label == index
         joint[index] = maps[:, mask].sum(1, dtype=float)
         moved = fft.rfftn(mask.astype(np.float32)).conj()
         for e, weight in enumerate(experts):
             null[:, index, e] = fft.irfftn(moved * weight, shape)[tuple(steps.T)]  # at s: the sum over voxels of mask(x - s) weight(x)
+        on_maps(len(maps))
     null = null.clip(0)
     voxels = np.bincount(label[known], minlength=len(class_names))
     return Association(tuple(class_names), joint / joint.sum(), null / null.sum((1, 2), keepdims=True), voxels)
 
 
-def associations(maps: RoutingMaps, *, layers: Sequence[Layer] | None = None, shifts: int = 200, seed: int = 0) -> dict[Layer, Association]:
-    """Of the chosen layers of a labelled scan, None is all. Raises UserError: a scan without a label, a layer that is not there."""
+def associations(
+    maps: RoutingMaps, *, layers: Sequence[Layer] | None = None, shifts: int = 200, seed: int = 0, progress: bool = False
+) -> dict[Layer, Association]:
+    """Of the chosen layers of a labelled scan, None is all; with a bar, where it is asked for and there is a terminal.
+
+    Raises UserError: a scan without a label, a layer that is not there.
+    """
     if maps.label is None:
         raise UserError(f"{maps.name or 'case'}: found no label, expected one: lift is by class.")
-    chosen = maps.experts if layers is None else layers
-    return {layer: associate(maps[layer], maps.label, maps.class_names, shifts=shifts, seed=seed) for layer in chosen}
+    chosen = list(maps.experts if layers is None else layers)
+    classes = len(np.setdiff1d(maps.label, [IGNORE]))
+    with bar(total=classes * sum(len(maps[layer]) for layer in chosen), desc="lift", unit="map", show=progress) as shown:
+        how = {"shifts": shifts, "seed": seed, "on_maps": shown.update}
+        return {layer: associate(maps[layer], maps.label, maps.class_names, **how) for layer in chosen}
 
 
 def lift_table(found: Mapping[Layer, Association]) -> pd.DataFrame:
@@ -141,7 +154,7 @@ def pooled(found: Sequence[Association]) -> Association:
     share = voxels / voxels.sum()
     joint = sum(part * one.joint for part, one in zip(share, found, strict=True))
     null = sum(part * one.null for part, one in zip(share, found, strict=True))
-    return Association(first.class_names, joint, null, sum(one.voxels for one in found))
+    return Association(first.class_names, joint, null, np.sum([one.voxels for one in found], 0))
 
 
 def by_group(found: Sequence[Mapping[Layer, Association]], groups: Sequence[str], *, name: str = "modality") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -155,7 +168,8 @@ def by_group(found: Sequence[Mapping[Layer, Association]], groups: Sequence[str]
     Returns:
         `lift_table` and `information_table`, with the column `name` and the number of cases.
     """
-    lifts, bits = [], []
+    lifts: list[pd.DataFrame] = []
+    bits: list[pd.DataFrame] = []
     for group in dict.fromkeys(groups):
         members = [its for its, of in zip(found, groups, strict=True) if of == group]
         together = {layer: pooled([its[layer] for its in members]) for layer in members[0]}

@@ -44,7 +44,7 @@ class ThresholdAndPosition:
         intensity, place, size = np.full((classes, 2), np.nan), np.full((classes, 3, 2), np.nan), np.zeros(classes, int)
         places = _places(case.image.shape)
         for index in range(1, classes):
-            mask = case.label == index
+            mask = np.asarray(case.label) == index
             size[index] = mask.sum()
             if size[index]:
                 intensity[index] = np.percentile(case.image[mask], cls.percentiles)

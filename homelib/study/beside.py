@@ -33,6 +33,7 @@ class Shown:
 
     @property
     def labels(self) -> dict[str, np.ndarray]:
+        """The reference and all predictions by method, (D, H, W) each."""
         return {"reference": self.reference} | self.predicted
 
 
@@ -40,7 +41,7 @@ def shown(case: Case, predicted: Mapping[str, Path]) -> Shown:
     """A labelled case with labels from files, which hold its manifest's class indices. Raises UserError for a file that is not there."""
     manifest = load_manifest(case.manifest)
     image, spacing_mm = read_oriented(case.image)
-    raw, affine = read_array(case.label, what="label", labels=manifest.labels)
+    raw, affine = read_array(case.label_file, what="label", labels=manifest.labels)
     labels = {method: read_oriented(file)[0].astype(np.uint8) for method, file in predicted.items()}
     return Shown(image, spacing_mm, to_ras(manifest.merge(raw), affine)[0], labels, manifest.class_names, manifest.window_of(case.modality))
 
@@ -93,7 +94,7 @@ def measure_beside(demo: DemoRun, others: Mapping[str, Run], *, baselines: bool 
 def shown_beside(demo: DemoRun, others: Mapping[str, Run], *, baseline: str) -> Shown:
     """The test patient as `measure_beside` has left it: ours, the other models, and a baseline."""
     case = demo.test_case.case
-    files = {demo.settings.network: _file(demo.run, case, demo.settings.network)}
+    files: dict[str, Path] = {demo.settings.network: _file(demo.run, case, demo.settings.network)}
     files |= {name: _file(run, case, run.settings.network) for name, run in others.items()}
     return shown(case, files | {baseline: _file(demo.run, case, baseline)})
 

@@ -27,7 +27,8 @@ def gather(methods: list[str]) -> pd.DataFrame:
     Raises:
         UserError: no such file, columns missing, a run without rows of its network, or one name for two methods that nobody has named.
     """
-    parts, seen, unnamed = [], Counter(), set()
+    parts, unnamed = [], set()
+    seen: Counter[str] = Counter()
     for told in methods:
         name, path, given = _named(told)
         if name in unnamed or (seen[name] and not given):
@@ -48,8 +49,8 @@ def _named(told: str) -> tuple[str, Path, bool]:
     name, equals, path = told.partition("=")
     if equals and name and not Path(told).exists():
         return name, Path(path), True
-    path = Path(told)
-    return (path.parent if path.suffix == ".csv" else path).resolve().name, path, False
+    place = Path(told)
+    return (place.parent if place.suffix == ".csv" else place).resolve().name, place, False
 
 
 def print_comparison(rows: pd.DataFrame, console: Console, *, metric: str, against: str | None = None) -> None:

@@ -35,9 +35,10 @@ def complexity(config: ModelConfig, tokens: Sequence[int], *, stage: int = 0, de
     """
     channels, rows = config.channels[stage], []
     torch.manual_seed(0)
-    layers = {"Mamba": mixer_of(config, stage), "HoME": home_of(config, stage)}
-    for name, layer in layers.items():
-        layer = layer.to(device)
+    for name, built in (("Mamba", mixer_of(config, stage)), ("HoME", home_of(config, stage))):
+        if built is None:  # a network without it
+            continue
+        layer = built.to(device)
         for N in tokens:
             x = torch.tanh(torch.randn(1, N, channels, device=device))  # as Dynamic Tanh leaves it
             rows.append({"layer": name, "stage": stage + 1, "tokens": N, **_measured(layer, x), **_counted(config, stage, N, home=name == "HoME")})

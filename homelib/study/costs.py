@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,6 +22,7 @@ from ..config import OURS, Settings, override
 from ..data.plan import GIB
 from ..network import zoo
 from ..network.scan import backends
+from ..progress import bar
 from ..run.checkpoint import build_network
 from .grids import Grid
 
@@ -73,7 +75,7 @@ def arm_costs(grid: Grid, *, probed: bool = False) -> pd.DataFrame:
 def costs_of(settings: Mapping[str, Settings], *, probed: bool = False) -> pd.DataFrame:
     """The same of any settings by name."""
     rows = {}
-    for name, its in settings.items():
+    for name, its in bar(settings.items(), desc="count", unit="arm", total=len(settings)):
         rows[name] = {"parameters M": parameter_count(its) / 1e6, "GFLOPs": forward_flops(its) / 1e9}
         if probed:
             rows[name] |= probe(its)
@@ -95,7 +97,7 @@ def _probe(settings: Settings, threads: int) -> dict[str, float]:
     config, model = settings.training, settings.model
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     network = fabric.setup_module(build_network(settings).train())
-    optimizer = fabric.setup_optimizers(build_optimizer(network, config))
+    optimizer: Any = fabric.setup_optimizers(build_optimizer(network, config))
     image = torch.randn(config.batch_size, model.in_channels, *settings.data.patch_voxels, device=fabric.device)
     label = torch.randint(0, model.out_channels, (config.batch_size, 1, *settings.data.patch_voxels), device=fabric.device)
     seconds = []

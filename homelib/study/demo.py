@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def trained(demo: DemoRun, *, progress: bool = True, also: OnValidation | None =
     experts look there (`homelib.study.routing_log`).
 
     The test patient takes no part: there is no choice of a step or of a setting by it. `also` is called at each validation too.
+
+    Raises UserError: the profile paper without a GPU, unless the CPU is asked for; and as `homelib.run.train.fit`.
     """
 
     def training_patient_dice(step: int, network: nn.Module) -> dict[str, float]:
@@ -93,7 +96,7 @@ def trained(demo: DemoRun, *, progress: bool = True, also: OnValidation | None =
         _keep_sample(demo.run, step, predicted)
         table = evaluate(
             predicted,
-            demo.train_case.label,
+            np.asarray(demo.train_case.label),
             spacing_mm=demo.train_case.spacing_mm,
             class_names=demo.class_names,
             case=demo.train_case.case.id,
@@ -196,7 +199,7 @@ class _NowAndThen:
         return {}
 
 
-def _train_in_process(demo: DemoRun, threads: int, errors) -> None:
+def _train_in_process(demo: DemoRun, threads: int, errors: "SimpleQueue[str]") -> None:
     torch.set_num_threads(threads)
     try:
         trained(demo, progress=False)

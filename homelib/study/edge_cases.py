@@ -5,6 +5,7 @@ For readers of a table of results, who must know what a missed structure counts;
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ def edge_cases(metrics: Sequence[str] = METRICS) -> pd.DataFrame:
     """One row a case of `masks`: the metrics, and MONAI's HD95 (NaN or infinite where a mask is empty) in the column "MONAI's hd95"."""
     rows = {}
     for name, (P, R, spacing_mm) in masks().items():
-        about = {"spacing_mm": spacing_mm, "class_names": ("background", "x"), "case": name, "method": "", "label_origin": "SYNTHETIC"}
+        about: dict[str, Any] = {"spacing_mm": spacing_mm, "class_names": ("background", "x"), "case": name, "method": "", "label_origin": "SYNTHETIC"}
         found = evaluate(P.astype(np.uint8), R.astype(np.uint8), metrics=metrics, **about)
         rows[name] = dict(zip(found["metric"], found["value"], strict=True)) | {"MONAI's hd95": _monai(P, R, spacing_mm)}
     return pd.DataFrame(rows).T.rename_axis("case")
@@ -51,7 +52,7 @@ def _monai(P: np.ndarray, R: np.ndarray, spacing_mm: Sequence[float]) -> float:
     import torch
     from monai.metrics import compute_hausdorff_distance
 
-    pair = (torch.from_numpy(mask)[None, None] for mask in (P, R))
+    predicted, reference = (torch.from_numpy(mask)[None, None] for mask in (P, R))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of empty masks
-        return compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=list(spacing_mm)).item()
+        return compute_hausdorff_distance(predicted, reference, include_background=True, percentile=95, spacing=list(spacing_mm)).item()

@@ -1,17 +1,16 @@
 """What `home evaluate PRED REF` says: a table a metric with its definition, the rule for empty masks, and the counts that a mean hides."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from scipy.stats import binomtest
-from tqdm import tqdm
 
 from ..data.manifest import load_manifest
 from ..data.parallel import default_workers
 from ..errors import UserError
+from ..progress import bar
 from ..run.conventions import CONVENTIONS, OVERLAPS, averaged, convention_of, counts
 from ..run.evaluate import COLUMNS
 from ..run.footer import footer
@@ -66,8 +65,8 @@ def evaluate_files(
         lesion_classes=lesions,
         raw_predictions=raw,
     )
-    with tqdm(total=len(pairs), desc="evaluate", unit="case", disable=not sys.stderr.isatty()) as bar:
-        measured = measure_pairs(pairs, how, workers=workers or default_workers(), on_case=bar.update)
+    with bar(total=len(pairs), desc="evaluate", unit="case") as shown:
+        measured = measure_pairs(pairs, how, workers=workers or default_workers(), on_case=shown.update)
     if len(pairs) == 1 and not alone and not measured.cases:
         raise UserError(measured.left_out[0])  # one line says it all
     for line in (*alone, *measured.left_out):

@@ -84,11 +84,12 @@ class Kernel:
         ours = self
 
         class Bound(AsyncKernelManager):
-            async def start_kernel(self, **named: Any) -> None:
+            async def start_kernel(self, **named: Any) -> None:  # type: ignore[override]  # as AsyncKernelManager itself does to KernelManager
                 if sockets is not None:
                     self.transport, self.ip = "ipc", str(sockets / "k")
                 await super().start_kernel(preexec_fn=_end_with_parent, **named)
-                ours._process = self.provisioner.process
+                provisioner: Any = self.provisioner
+                ours._process = provisioner.process
                 if ours._asked:
                     ours.kill()  # nothing was computed yet
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from ..errors import UserError
@@ -138,6 +139,9 @@ class Slurm:
         limit_seconds: of a run; the cluster gives some more.
         at_once: jobs at a time, at most.
         options: of sbatch, by submitit's names: partition, account, qos, setup, ...
+
+    Raises:
+        UserError: no cluster here, or an option that sbatch does not have.
     """
 
     def __init__(
@@ -181,6 +185,7 @@ class Slurm:
         return 1_000_000  # the cluster has a queue of its own
 
     def submit(self, works: Sequence[Work]) -> None:
+        """All as one array of jobs. Raises UserError: sbatch refuses it."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         try:
@@ -216,7 +221,7 @@ def _queue() -> set[str] | None:
     return set(told.stdout.split()) if told.returncode == 0 else None
 
 
-def _submitit():
+def _submitit() -> ModuleType:
     """submitit, told which signal it is that a cluster sends: it reads that when it is imported."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
     import submitit

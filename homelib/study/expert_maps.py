@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from ..paths import written_whole
 from ..run.mixture import label_space
 from ..run.predict import case_rows, device_of, windows_of
 from ..run.sliding import ROWS_BYTES
-from .trace import LEVELS, checked_stages, entropy, groups_of, trace_routing
+from .trace import LEVELS, checked_stages, entropy, groups_of, stages_of, trace_routing
 
 Layer = tuple[int, int, int]
 DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)  # what reading a file that is no whole npz may raise
@@ -77,7 +78,7 @@ class RoutingMaps:
     def save(self, path: str | Path) -> Path:
         """All of it as one compressed `.npz`, written whole."""
         told = {name: getattr(self, name) for name in TOLD} | {"labelled": self.label is not None}
-        arrays = {"told": np.array(json.dumps(told)), "image": self.image, "affine": self.affine}
+        arrays: dict[str, Any] = {"told": np.array(json.dumps(told)), "image": self.image, "affine": self.affine}
         arrays |= {} if self.label is None else {"label": self.label}
         arrays |= {_key("experts", layer): volume for layer, volume in self.experts.items()}
         arrays |= {_key("slots", place): volume for place, volume in self.slots.items()}
@@ -93,9 +94,10 @@ class RoutingMaps:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 told = json.loads(str(kept["told"]))
-                of = {kind: {_place(name): kept[name] for name in kept.files if name.startswith(kind + "/")} for kind in ("experts", "slots", "groups")}
+                kinds = ("experts", "slots", "groups")
+                of: dict[str, Any] = {kind: {_place(name): kept[name] for name in kept.files if name.startswith(kind + "/")} for kind in kinds}
                 image, affine, label = kept["image"], kept["affine"], kept["label"] if told["labelled"] else None
-                about = {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in TOLD}
+                about: dict[str, Any] = {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in TOLD}
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; expected routing maps as home routing writes them.") from None
         except DAMAGED as error:
@@ -133,22 +135,24 @@ def routing_maps(
     """
     layers = layers_of(network, stages, blocks, levels)
     places = list(dict.fromkeys(layer[:2] for layer in layers)) if slots else []
-    channels, deepest = [], max(layer[0] for layer in layers)
+    channels: list[int] = []
+    deepest = max(layer[0] for layer in layers)
 
     def routed(x: Tensor) -> Tensor:
         h = padded = pad(x)
-        for stage in network.stages[: deepest + 1]:
+        for stage in stages_of(network)[: deepest + 1]:
             h = stage(h)
         parts = [trace[stage, block].weights(level) for stage, block, level in layers] + [trace[place].slots for place in places]
         channels[:] = [part.shape[1] for part in parts]
         shown = [F.interpolate(part.float(), size=padded.shape[2:], mode="nearest") for part in parts]
         return torch.cat([part[..., : x.shape[2], : x.shape[3], : x.shape[4]] for part in shown], 1)
 
-    windows, found = windows_of(case, settings), None
-    how = {"device": device_of(network), "accumulate_on": CPU, "on_window": on_window, "finish": lambda blended: blended}
+    windows = windows_of(case, settings)
+    found: np.ndarray = np.empty(0)  # made when the first rows tell of how many channels
+    how: dict[str, Any] = {"device": device_of(network), "accumulate_on": CPU, "on_window": on_window, "finish": lambda blended: blended}
     with trace_routing(network, sorted({layer[0] for layer in layers}), levels=sorted({1, *levels})) as trace:
         for first, rows in case_rows([routed], case, settings, windows, **how):
-            found = np.empty((len(rows), *windows.shape), dtype) if found is None else found
+            found = found if found.size else np.empty((len(rows), *windows.shape), dtype)
             np.moveaxis(found, 1 + windows.axis, 1)[:, first : first + rows.shape[1]] = rows.numpy()
     parts = dict(zip([*layers, *places], np.split(found, np.cumsum(channels)[:-1]), strict=True))
     manifest, space = load_manifest(case.case.manifest), label_space(settings.data)
@@ -176,7 +180,7 @@ def expert_maps(network: nn.Module, case: PreparedCase, settings: Settings, *, s
 
 def layers_of(network: nn.Module, stages: Sequence[int] | None = None, blocks: Sequence[int] | None = None, levels: Sequence[int] = LEVELS) -> list[Layer]:
     """(stage, block, level) of a network's HoME layers, in order; None is all. Raises UserError for what it does not have."""
-    depths = {stage: len(network.stages[stage].blocks) for stage in checked_stages(network, stages)}
+    depths = {stage: len(stages_of(network)[stage].blocks) for stage in checked_stages(network, stages)}
     if unknown := [block for block in blocks or () if block not in range(max(depths.values(), default=0))]:
         raise UserError(f"blocks: found {unknown[0]}, expected 0 to {max(depths.values(), default=1) - 1}.")
     if unknown := [level for level in levels if level not in LEVELS]:
@@ -189,7 +193,7 @@ def layers_of(network: nn.Module, stages: Sequence[int] | None = None, blocks: S
 
 def experts_of(network: nn.Module, layer: Layer) -> int:
     """How many experts a layer has."""
-    home = network.stages[layer[0]].blocks[layer[1]].home
+    home = stages_of(network)[layer[0]].blocks[layer[1]].home
     return (home.local_router if layer[2] == 1 else home.global_router).experts
 
 
@@ -199,7 +203,7 @@ def maps_bytes(network: nn.Module, case: PreparedCase, settings: Settings, layer
     layers = list(layers)
     channels = sum(experts_of(network, layer) for layer in layers)
     if slots:
-        homes = [network.stages[stage].blocks[block].home for stage, block in {layer[:2] for layer in layers}]
+        homes = [stages_of(network)[stage].blocks[block].home for stage, block in {layer[:2] for layer in layers}]
         channels += sum(home.local_router.experts * home.local_router.slots for home in homes)
     windows, patch = windows_of(case, settings), int(np.prod(settings.data.patch_voxels))
     window = 2 * 4 * channels * patch * settings.prediction.window_batch  # each layer's, and all of them together

@@ -39,6 +39,7 @@ from ..run.validate import beside_label
 from .expert_maps import CPU, experts_of, layers_of
 from .scan_interval import Counts, Draws
 from .statistics import interval
+from .trace import stages_of
 
 WHAT = ["stage", "block", "level", "what", "expert", "renormalised"]
 BOTH = 0  # in place of a level: the layer
@@ -101,7 +102,7 @@ def knocked_out(network: nn.Module, intervention: Intervention, *, seed: int = 0
         raise UserError(f"expert: found {intervention.expert}, expected 0 to {experts - 1} in stage {layer[0]}, level {level}.")
     if intervention.renormalised and what != "expert":
         raise UserError(f"renormalised: found it with a {what}, expected one expert: there is nothing else to grow.")
-    home = network.stages[layer[0]].blocks[layer[1]].home
+    home = stages_of(network)[layer[0]].blocks[layer[1]].home
     router, workers = (home.local_router, home.local_experts) if level == 1 else (home.global_router, home.global_experts)
     with ExitStack() as undone:
 
@@ -216,10 +217,10 @@ def effect_intervals(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _renormalised(level: int, stays: Tensor) -> Callable:
-    def of_level_1(module, args, A: Tensor) -> Tensor:  # (B, G, K, E, S)
+    def of_level_1(module: nn.Module, args: tuple, A: Tensor) -> Tensor:  # (B, G, K, E, S)
         return _to_one(A * stays[:, None].to(A))
 
-    def of_level_2(module, args, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # (B, n, E, P)
+    def of_level_2(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # (B, n, E, P)
         dispatch, combine = output
         return dispatch, _to_one(combine * stays[:, None].to(combine))
 
@@ -233,13 +234,13 @@ def _to_one(weights: Tensor) -> Tensor:
 
 
 def _shuffled(level: int, generator: torch.Generator) -> Callable:
-    def of_level_1(module, args, A: Tensor) -> Tensor:  # (B, G, K, E, S)
+    def of_level_1(module: nn.Module, args: tuple, A: Tensor) -> Tensor:  # (B, G, K, E, S)
         padded = args[2]
         drawn = torch.rand(A.shape[1:3], generator=generator)
         order = (drawn if padded is None else drawn + padded.cpu()).argsort(1).to(A.device)  # fill stays behind the tokens of its group
         return A[:, torch.arange(A.shape[1], device=A.device)[:, None], order]
 
-    def of_level_2(module, args, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # (B, n, E, P), of which the first `entries` are real
+    def of_level_2(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # (B, n, E, P), the first `entries` real
         entries, n = args[1], output[0].shape[1]
         order = torch.cat([torch.randperm(entries, generator=generator), torch.arange(entries, n)]).to(output[0].device)
         return output[0][:, order], output[1][:, order]

@@ -120,4 +120,4 @@ def _few(cases: Collection[str]) -> str:
 
 
 def _pair(case: Case, run: Run) -> Pair:
-    return Pair(case.id, run.predictions / f"{case.id}{suffix_of(case.image)}", case.label)
+    return Pair(case.id, run.predictions / f"{case.id}{suffix_of(case.image)}", case.label_file)

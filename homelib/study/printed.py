@@ -3,6 +3,7 @@
 A table is text cells with a mark each, so that every form shows the same digits and the same marks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ class Printed:
         styles = self.marks.map(lambda mark: STYLES.get(mark, ""))
         return self.cells.style.apply(lambda _: styles, axis=None).set_caption(" ".join([self.caption + ".", *self.told]))
 
-    def _marked(self, forms: dict[str, str], escape) -> list[list[str]]:
+    def _marked(self, forms: dict[str, str], escape: Callable[[str], str]) -> list[list[str]]:
         rows = zip(self.cells.to_numpy().tolist(), self.marks.to_numpy().tolist(), strict=True)
         return [[forms.get(mark, "{}").format(escape(str(text))) for text, mark in zip(*row, strict=True)] for row in rows]
 

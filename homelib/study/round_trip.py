@@ -5,6 +5,7 @@ No prediction on that grid can be better than this. How a label is kept there de
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,8 +41,8 @@ def round_trip(case: Case, *, spacing_mm: tuple[float, float, float] | None = No
             else:
                 kept = one_hot(np.asarray(prepared.label), len(manifest.class_names))
         back = to_native(kept, prepared)
-        reference = read_label(case.label, prepared.native_shape, prepared.native_affine, manifest)
+        reference = read_label(case.label_file, prepared.native_shape, prepared.native_affine, manifest)
         spacing = tuple(np.linalg.norm(prepared.native_affine[:3, :3], axis=0).tolist())
-        about = {"spacing_mm": spacing, "class_names": manifest.class_names, "case": case.id, "method": WAYS[way], "label_origin": case.label_origin}
-        tables.append(evaluate(back, reference, **about, metrics=("dice",)))
+        about: dict[str, Any] = {"class_names": manifest.class_names, "case": case.id, "method": WAYS[way], "label_origin": case.label_origin}
+        tables.append(evaluate(back, reference, spacing_mm=spacing, **about, metrics=("dice",)))
     return pd.concat(tables, ignore_index=True)

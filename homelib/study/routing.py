@@ -38,7 +38,8 @@ def experts_by_class(maps: np.ndarray, label: np.ndarray, class_names: Sequence[
 
 
 def utilisation(maps: np.ndarray) -> pd.DataFrame:
-    """One row an expert: its mean weight, and the share of voxels that it wins; with the normalised entropy (0 hard, 1 even) of the volume's routing."""
+    """One row an expert of maps (E, D, H, W): its mean weight, and the share of voxels that it wins; with the normalised entropy (0 hard, 1 even) of the
+    volume's routing."""
     maps = maps.astype(np.promote_types(maps.dtype, np.float32), copy=False)
     share = np.bincount(maps.argmax(0).ravel(), minlength=len(maps)) / maps[0].size
     entropy = -(maps * np.log(np.maximum(maps, 1e-12))).sum(0).mean() / np.log(len(maps)) if len(maps) > 1 else 0.0

@@ -11,10 +11,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..axes import three
 from ..errors import UserError
 from ..paths import written_whole
 from .association import Association, by_group
@@ -38,7 +40,7 @@ class Kept:
         """As one compressed `.npz`, written whole."""
         first = next(iter(self.found.values()))
         told = {name: getattr(self, name) for name in ("name", "modality", "data_set", "weights")} | {"class_names": first.class_names}
-        arrays = {"told": np.array(json.dumps(told)), "voxels": first.voxels}
+        arrays: dict[str, Any] = {"told": np.array(json.dumps(told)), "voxels": first.voxels}
         for layer, one in self.found.items():
             arrays |= {"/".join(map(str, (kind, *layer))): table for kind, table in (("joint", one.joint), ("null", one.null))}
         with written_whole(path) as part, part.open("wb") as stream:
@@ -51,7 +53,7 @@ class Kept:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 told = json.loads(str(kept["told"]))
-                names, layers = tuple(told.pop("class_names")), [tuple(map(int, name.split("/")[1:])) for name in kept.files if name.startswith("joint/")]
+                names, layers = tuple(told.pop("class_names")), [three(map(int, name.split("/")[1:])) for name in kept.files if name.startswith("joint/")]
                 tables = {layer: [kept["/".join(map(str, (kind, *layer)))] for kind in ("joint", "null")] for layer in layers}
                 found = {layer: Association(names, joint, null, kept["voxels"]) for layer, (joint, null) in tables.items()}
                 return cls(found=found, **told)
@@ -77,7 +79,7 @@ def alike(kept: Sequence[Kept], as_in: Kept) -> tuple[list[Kept], list[str]]:
 
 def grouped(kept: Sequence[Kept]) -> dict[str, pd.DataFrame]:
     """`lift_by_modality`, `information_by_modality` and the same by data set: the scans of a group together, with the number of cases (`by_group`)."""
-    tables = {}
+    tables: dict[str, pd.DataFrame] = {}
     for name in GROUPS:
         lift, information = by_group([one.found for one in kept], [getattr(one, name) for one in kept], name=name)
         tables |= {f"lift_by_{name}": lift, f"information_by_{name}": information}

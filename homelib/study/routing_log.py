@@ -103,6 +103,6 @@ def _by_class(its: Sums, class_names: Sequence[str]) -> list[dict]:
     voxels, lift = its.joint.sum(1), lift_of(its.joint)
     return [
         {"class": class_names[c], "expert": e, "weight": its.joint[c, e] / voxels[c], "lift": lift[c, e], "voxels": round(float(voxels[c]))}
-        for c in np.flatnonzero(voxels)
+        for c in np.flatnonzero(voxels).tolist()
         for e in range(its.joint.shape[1])
     ]

@@ -24,7 +24,7 @@ from ..run.mixture import label_space
 from ..run.predict import device_of, seen_at, windows_of
 from ..run.sliding import cut
 from .expert_maps import Layer, experts_of, layers_of
-from .trace import LEVELS, entropy, trace_routing
+from .trace import LEVELS, entropy, stages_of, trace_routing
 
 
 class Sums:
@@ -70,7 +70,7 @@ def sums_over_windows(
     with trace_routing(network, watched, levels=sorted({1, *levels})) as trace:
         for corner in itertools.product(*windows.starts):
             h = pad(seen_at(case, windows, corner).to(device))
-            for stage in network.stages[: watched[-1] + 1]:
+            for stage in stages_of(network)[: watched[-1] + 1]:
                 h = stage(h)
             inside = _by_token(cut(everywhere, windows, [corner], prepare=np.asarray, beyond=0).to(device), watched)
             classes = {}

@@ -15,6 +15,7 @@ from .balance import LAYER, balance, use_of_experts
 from .expert_maps import Layer, RoutingMaps, experts_of, maps_bytes
 from .knockout import WHAT, Intervention, effect_intervals, effects
 from .similarity import similarity
+from .trace import stages_of
 
 ABOUT = {
     "use": "load of every expert, and share of voxels that it wins",
@@ -100,7 +101,7 @@ def memory(
     most = max(experts_of(network, layer) for layer in layers)
     parts = {"maps": of_maps["maps"], "windows": of_maps["buffer"] + of_maps["window"]}
     if nifti:
-        homes = [network.stages[stage].blocks[block].home.local_router for stage, block, _ in layers]
+        homes = [stages_of(network)[stage].blocks[block].home.local_router for stage, block, _ in layers]
         frames = max([most, *(home.experts * home.slots for home in homes if slots)])
         parts["files"] = int(np.prod(case.native_shape)) * (frames + 8 + 8) if native else 2 * 4 * frames * whole  # nibabel packs a copy
     if shifts and case.label is not None:

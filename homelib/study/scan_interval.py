@@ -43,7 +43,8 @@ class Counts:
             table = np.zeros((len(cubes), C), np.int64)
             table[np.searchsorted(cubes, cells // C), cells % C] = voxels
             tables.append(table)
-        return cls(int(np.prod(grid)), cubes, *tables, tuple(known))
+        of_predicted, of_label, of_both = tables
+        return cls(int(np.prod(grid)), cubes, of_predicted, of_label, of_both, tuple(known))
 
     def dice(self) -> np.ndarray:
         """(C,): of all cubes. NaN where a class is neither there nor found, and for the background."""

@@ -49,7 +49,7 @@ def by_run(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean, and Student's interval of it: for the few runs that there are, where a bootstrap would be too sure. NaN with fewer than two values.
+    """Mean of values (n,), and Student's interval of it: for the few runs that there are, where a bootstrap would be too sure. NaN with fewer than two.
 
     >>> mean_interval(np.array([1.0, 2.0, 3.0]))
     (2.0, -0.4841377118331593, 4.484137711833159)

@@ -8,14 +8,16 @@ B batch, G groups, n vectors of a group, d channels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..network.home import GlobalRouter, LocalRouter
 from ..network.unet import pad
 from .expert_maps import layers_of
-from .trace import LEVELS
+from .trace import LEVELS, stages_of
 
 
 @torch.inference_mode()
@@ -36,14 +38,15 @@ def similarity(
     Raises:
         UserError: as `layers_of`.
     """
-    layers, rows, hooks = layers_of(network, stages, blocks, levels), [], []
+    layers, hooks = layers_of(network, stages, blocks, levels), []
+    rows: list[dict] = []
     try:
         for stage, block, level in layers:
-            home = network.stages[stage].blocks[block].home
+            home = stages_of(network)[stage].blocks[block].home
             hooks += _watch(home.local_router if level == 1 else home.global_router, {"stage": stage, "block": block, "level": level}, rows)
         h = pad(x)
-        for stage in network.stages[: max(stage for stage, _, _ in layers) + 1]:
-            h = stage(h)
+        for part in stages_of(network)[: max(stage for stage, _, _ in layers) + 1]:
+            h = part(h)
     finally:
         for hook in hooks:
             hook.remove()
@@ -68,13 +71,13 @@ def pairwise_cosine(vectors: Tensor) -> tuple[float, float, int]:
     return mean[some].mean().item(), (square - mean.square()).clamp_min(0).sqrt()[some].mean().item(), int(n.sum())
 
 
-def _watch(router: nn.Module, about: dict, rows: list[dict]) -> list:
+def _watch(router: LocalRouter | GlobalRouter, about: dict, rows: list[dict]) -> list:
     seen: dict[str, Tensor] = {}
 
-    def embedded(module, args, output):
+    def embedded(module: nn.Module, args: tuple, output: Tensor) -> None:
         seen["slot embeddings"] = output
 
-    def routed(module, args, output):
+    def routed(module: nn.Module, args: tuple, output: Any) -> None:
         if about["level"] == 1:
             tokens, slots = args[0], torch.einsum("bgkes,bgkd->bgesd", output, args[0]).flatten(2, 3)
         else:

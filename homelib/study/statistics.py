@@ -49,7 +49,8 @@ def compared(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def interval(values: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the mean over cases (bias-corrected and accelerated); NaN where there are fewer than two, the value itself where all are one."""
+    """Bootstrap interval of the mean of values (n,), one a case (bias-corrected and accelerated); NaN where there are fewer than two, the value itself where
+    all are one."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if len(values) < 2:
@@ -57,7 +58,7 @@ def interval(values: np.ndarray, *, confidence: float = 0.95, resamples: int = R
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     found = stats.bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=resamples, method="BCa", rng=np.random.default_rng(seed))
-    return tuple(map(float, found.confidence_interval))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def intervals(rows: pd.DataFrame, metric: str, *, confidence: float = 0.95, resamples: int = RESAMPLES) -> pd.DataFrame:
@@ -76,7 +77,7 @@ def intervals(rows: pd.DataFrame, metric: str, *, confidence: float = 0.95, resa
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's corrected p values, in the order given.
+    """Holm's corrected p values (n,), in the order given.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]

@@ -40,7 +40,7 @@ def grid_table(
     rows = read_results(folder)
     about = _grid_of(folder, grid) if paper is not None or costs else None
     beside = about.paper.get(paper, {}) if about is not None and paper is not None else None
-    told = costs_of_arms(rows, about, folder.parent if folder.suffix == ".csv" else folder) if costs else None
+    told = costs_of_arms(rows, about, folder.parent if folder.suffix == ".csv" else folder) if costs and about is not None else None
     return ablation_table(rows, metrics, costs=told, paper=paper, paper_rows=beside)
 
 

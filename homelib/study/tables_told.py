@@ -13,10 +13,12 @@ WIDE = 200
 
 
 def three_digits(value: float) -> str:
+    """A number for a table, or a dash where there is none."""
     return "-" if np.isnan(value) else f"{value:.3g}"
 
 
 def three_places(value: float) -> str:
+    """Three places after the point, or a dash where there is none."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 

@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..axes import three
 from ..config import OTHER_ROUTES
 from ..errors import UserError
-from ..network.home import at_least_float32
+from ..network.home import HoME, at_least_float32
+from ..network.unet import Stage
 
 LEVELS = (1, 2)
 REDUCTIONS = ("experts", "slots", "winner", "entropy")
@@ -52,7 +55,10 @@ class Routing:
         return self.weights(1)
 
     def weights(self, level: int = 1) -> Tensor:
-        """(B, E, D, H, W): each expert's weight at every token, as the module's docstring defines it for the level; they sum to one."""
+        """(B, E, D, H, W): each expert's weight at every token, as the module's docstring defines it for the level; they sum to one.
+
+        Raises UserError: level 2, which was not watched or did not run.
+        """
         A = at_least_float32(self.assignment)
         if level == 1:
             return self._in_space(A.sum(-1))
@@ -112,7 +118,7 @@ class Reduced:
 
     @property
     def expert_weights(self) -> Tensor:
-        """As `Routing.expert_weights`, in half precision."""
+        """(B, E, D, H, W), as `Routing.expert_weights`, in half precision."""
         return self.experts[1]
 
     @property
@@ -131,8 +137,8 @@ class Trace:
 
     routings: list[Routing | Reduced] = field(default_factory=list)
 
-    def __getitem__(self, place: tuple[int, int]) -> Routing | Reduced:
-        """`trace[stage, block]`."""
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        """`trace[stage, block]`: its `Routing`, or its `Reduced` where the trace reduces. Raises KeyError for a layer that was not watched."""
         for routing in self.routings:
             if (routing.stage, routing.block) == place:
                 return routing
@@ -172,10 +178,11 @@ def trace_routing(
             raise UserError(f"{name}: found {unknown[0]!r}, expected some of {', '.join(map(str, known))}.")
     trace, hooks = Trace(), []
     try:
-        hooks.append(network.stages[0].register_forward_pre_hook(lambda module, args: trace.routings.clear()))
+        encoder = stages_of(network)
+        hooks.append(encoder[0].register_forward_pre_hook(lambda module, args: trace.routings.clear()))
         for stage in watched:
-            layers = [_Layer(trace, stage, block, layer.home, levels, reduce, affine) for block, layer in enumerate(network.stages[stage].blocks)]
-            hooks.append(network.stages[stage].gsc.register_forward_hook(partial(_see_grid, layers)))
+            layers = [_Layer(trace, stage, block, layer.home, levels, reduce, affine) for block, layer in enumerate(encoder[stage].blocks)]
+            hooks.append(encoder[stage].gsc.register_forward_hook(partial(_see_grid, layers)))
             hooks += [hook for layer in layers for hook in layer.hooks()]
         yield trace
     finally:
@@ -183,13 +190,20 @@ def trace_routing(
             hook.remove()
 
 
+def stages_of(network: nn.Module) -> Sequence[Stage]:
+    """The encoder of a MambaHoME, also of one that is wrapped, whose type says nothing of it."""
+    stages: Any = network.stages
+    return stages
+
+
 def checked_stages(network: nn.Module, stages: Sequence[int] | None) -> list[int]:
     """Stages in order; None is all. Raises UserError: a network without HoME, a stage that it does not have."""
     if not getattr(network, "with_home", False):
         raise UserError(f"network: found {type(network).__name__}, expected a MambaHoME; only HoME routes.")
-    if other := [name for name in OTHER_ROUTES if name in network.config.changed_switches]:
-        raise UserError(f"model.{other[0]}: found {getattr(network.config, other[0])!r}, expected the released form; routing is traced in that alone.")
-    known = range(len(network.stages))
+    config: Any = network.config
+    if other := [name for name in OTHER_ROUTES if name in config.changed_switches]:
+        raise UserError(f"model.{other[0]}: found {getattr(config, other[0])!r}, expected the released form; routing is traced in that alone.")
+    known = range(len(stages_of(network)))
     if unknown := [stage for stage in stages or () if stage not in known]:
         raise UserError(f"stages: found {unknown[0]}, expected 0 to {len(known) - 1}.")
     return list(known) if stages is None else sorted(set(stages))
@@ -210,7 +224,7 @@ def groups_of(grid: tuple[int, int, int], group_size: int) -> Tensor:
 
 
 def entropy(weights: Tensor, axis: int) -> Tensor:
-    """Of weights that sum to one along an axis, over log of how many there are: 0 hard, 1 even. One weight alone has 0."""
+    """Of weights of any shape that sum to one along an axis, over log of how many there are: 0 hard, 1 even. One weight alone has 0."""
     count = weights.shape[axis]
     return -torch.special.xlogy(weights, weights).sum(axis) / np.log(max(count, 2))
 
@@ -218,10 +232,10 @@ def entropy(weights: Tensor, axis: int) -> Tensor:
 class _Layer:
     """The hooks of one HoME layer: what its routers give is gathered, and kept or reduced when the layer is done."""
 
-    def __init__(self, trace: Trace, stage: int, block: int, home: nn.Module, levels: Sequence[int], reduce: Sequence[str], affine: np.ndarray | None):
+    def __init__(self, trace: Trace, stage: int, block: int, home: HoME, levels: Sequence[int], reduce: Sequence[str], affine: np.ndarray | None):
         self.trace, self.place, self.home, self.levels, self.reduce = trace, (stage, block), home, levels, reduce
         self.affine = token_affine(np.eye(4) if affine is None else np.asarray(affine, float), stage)
-        self.grid: tuple[int, int, int] | None = None
+        self.grid = (0, 0, 0)  # `_see_grid` tells it, before the layer runs
         self.seen: dict[str, Tensor] = {}
 
     def hooks(self) -> list:
@@ -236,28 +250,37 @@ class _Layer:
         return self.place in {(r.stage, r.block) for r in self.trace.routings}
 
     def _keep(self, name: str) -> Callable:
-        def hook(module, args, output):
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             if not self.recorded:
                 self.seen[name] = output.detach()
 
         return hook
 
-    def _see_global(self, module, args, output) -> None:
+    def _see_global(self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> None:
         if not self.recorded:
             self.seen |= {name: tensor.detach() for name, tensor in zip(("dispatch", "combine"), output, strict=True)}
 
-    def _done(self, module, args, output) -> None:
+    def _done(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if self.recorded:
             return
-        seen, self.seen = self.seen, {}
-        gates = {"group_gate": self.home.open_gate(seen.pop("gate")).squeeze(-1), "expert_gate": self.home.expert_gate.detach().clone()}
-        routing = Routing(*self.place, seen.pop("assignment"), self.grid, **seen, **gates, affine=self.affine)
+        seen, self.seen, (stage, block) = self.seen, {}, self.place
+        routing = Routing(
+            stage,
+            block,
+            seen["assignment"],
+            self.grid,
+            dispatch=seen.get("dispatch"),
+            combine=seen.get("combine"),
+            group_gate=self.home.open_gate(seen["gate"]).squeeze(-1),
+            expert_gate=self.home.expert_gate.detach().clone(),
+            affine=self.affine,
+        )
         self.trace.routings.append(_reduced(routing, self.levels, self.reduce) if self.reduce else routing)
 
 
-def _see_grid(layers: list[_Layer], module, args, output) -> None:
+def _see_grid(layers: list[_Layer], module: nn.Module, args: tuple, output: Tensor) -> None:
     for layer in layers:
-        layer.grid = tuple(output.shape[2:])
+        layer.grid = three(output.shape[2:])
 
 
 @torch.no_grad()

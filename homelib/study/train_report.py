@@ -15,7 +15,7 @@ def print_estimate(made: Cohort, console: Console) -> None:
     """Measure a few steps of a training and print hours, what takes most of them, and the disk rate by number of GPUs; memory; the paper's figure."""
     for line in made.told:
         console.print(line, highlight=False, markup=False)
-    found = estimate(made.settings, made.train, made.validation)
+    found = estimate(made.settings, made.train, made.validation, progress=True)
     table = Table(
         "GPUs", "hours", "of it validation", "most for", "MiB/s read", "loading processes a GPU", title=f"{found.steps} steps, {found.patches} patches"
     )

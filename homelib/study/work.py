@@ -14,12 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..run.signals import STATUS
 from . import states
 from .executing import Kernel, environment, execute, what_failed
 from .states import ENDED, LOG, Record
+
+if TYPE_CHECKING:
+    from ..run.folder import State  # which imports pandas
 
 GRACE_SECONDS = 60  # for a training to write its checkpoint: a step may be long
 ASKS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -64,7 +67,7 @@ class Work:
             signal.raise_signal(ending.asked)  # submitit queues the job again, now that the run is at rest
         sys.exit(STATUS)
 
-    def checkpoint(self):
+    def checkpoint(self) -> Any:
         """What submitit puts into the queue in place of work that a cluster has interrupted: the same, for all else is in the run's folder."""
         from submitit.helpers import DelayedSubmission
 
@@ -72,7 +75,7 @@ class Work:
 
     def _run(self, record: Record, ending: "Ending") -> None:
         began = time.time()
-        where = {"process": os.getpid(), "host": platform.node(), "gpu": self.gpu or ""}
+        where: dict[str, Any] = {"process": os.getpid(), "host": platform.node(), "gpu": self.gpu or ""}
         record = replace(record, state="running", worker=self.worker, attempts=record.attempts + 1, began=began, error="", **where)
         out, error = self.folder, ""
         states.write(self.folder, record)
@@ -94,14 +97,14 @@ class Work:
                 sys.stderr.flush()
                 error = what_failed(out, self.folder / LOG)
         whole = len(record.ended) == len(self.notebooks)  # a reason may have come too late
-        state = "done" if whole else "stopped" if ending.asked is not None else "failed"
+        state: State = "done" if whole else "stopped" if ending.asked is not None else "failed"
         if ending.reason and not whole:
             print(f"{record.notebook}: {ending.reason}", file=sys.stderr, flush=True)
         error = f"{record.notebook}: {ending.reason or error}" if state == "failed" else ""
         self._tell(state, **({"error": error} if error else {}))
         states.write(self.folder, replace(record, state=state, error=error, seconds=record.seconds + time.time() - began))
 
-    def _tell(self, state: str, **told: object) -> None:
+    def _tell(self, state: "State", **told: object) -> None:
         """`status.json` is the trainer's too: what it has told stays."""
         from ..run.folder import Run
 
@@ -145,7 +148,8 @@ class Ending:
 
     def __init__(self, kernel: Kernel, limit_seconds: float | None, grace_seconds: float):
         self.kernel, self.limit, self.grace = kernel, limit_seconds, grace_seconds
-        self.reason, self.asked = "", None
+        self.reason = ""
+        self.asked: int | None = None
         self._before: dict = {}
 
     def __enter__(self) -> "Ending":

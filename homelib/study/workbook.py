@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..paths import shipped
+from ..progress import bar
 from .executing import check_call, environment, parameters_of, what_failed
 
 
@@ -31,7 +31,7 @@ class Executed:
 
 
 def notebooks() -> list[Path]:
-    """The workbook's notebooks, in order."""
+    """The workbook's notebooks, in order. Raises UserError: none are there."""
     found = sorted(shipped("notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise UserError(f"{shipped('notebooks')}: no notebooks there, expected 00_start_here.ipynb and those after it. Restore the clone.")
@@ -70,6 +70,10 @@ def run_workbook(folder: str | Path, parameters: Mapping[str, Any], *, only: Seq
         folder: for executed copies, HTML and `log.txt`.
         parameters: by name. One that no notebook knows is an error.
         only: beginnings of the names to run ("03"); empty is all.
+        progress: show a bar, where there is a terminal, and a line at the end of each.
+
+    Raises:
+        UserError: a name that no notebook has, or a parameter that none knows.
     """
     chosen = [n for n in notebooks() if not only or n.stem.startswith(tuple(only))]
     if not chosen:
@@ -79,13 +83,13 @@ def run_workbook(folder: str | Path, parameters: Mapping[str, Any], *, only: Seq
         raise UserError(f"parameters: no notebook knows {', '.join(unknown)}; they have {', '.join(sorted(set().union(*known.values())))}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    done, bar = [], tqdm(chosen, disable=not progress, unit="notebook")
-    for notebook in bar:
-        bar.set_description(notebook.stem)
+    done, shown = [], bar(chosen, unit="notebook", desc="notebooks", show=progress)
+    for notebook in shown:
+        shown.set_description(notebook.stem)
         wanted = {name: value for name, value in parameters.items() if name in known[notebook]}
         done.append(run_notebook(notebook, folder / notebook.name, wanted, log=folder / "log.txt"))
-        if done[-1].error:
-            bar.write(f"{notebook.stem}: {done[-1].error}", file=sys.stderr)
+        if progress:
+            shown.write(f"{notebook.stem}: {done[-1].error or f'{done[-1].seconds:.0f} s'}", file=sys.stderr)
     return done
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
+
+from .plots import plain_numbers
 
 FRONT, REST, TESTED, OPEN = "#0072B2", "#7F7F7F", "#D55E00", "#0072B2"  # Okabe and Ito's
 LAYERS = {"Mamba": "#0072B2", "HoME": "#D55E00"}
@@ -35,7 +36,8 @@ def cost_score_front(table: pd.DataFrame, *, costs: Sequence[str], score: str, t
             ax.annotate(str(table.index.get_loc(arm) + 1), place, color="white", fontsize=7, ha="center", va="center", zorder=4)
         ax.step(shown.loc[front, cost], shown.loc[front, "mean"], where="post", color=FRONT, lw=1.2, ls="--", zorder=2)
         ax.set_xscale("log")
-        _plain_numbers(ax)
+        plain_numbers(ax)
+        ax.tick_params(axis="x", which="both", labelsize=8)
         ax.set_xlabel(cost)
         ax.grid(alpha=0.25)
     axes[0, 0].set_ylabel(score)
@@ -88,7 +90,7 @@ def paired_differences(table: pd.DataFrame, *, against: str, score: str, title: 
         ax.plot(arm["difference"], place, "o", color=colour, ms=5)
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks(range(len(order)), [f"{arm['arm']} ({arm['runs']})" for _, arm in order.iterrows()], fontsize=8)
-    ax.set_xlabel(f"difference in {score} to {against}, 95 % interval over runs")
+    ax.set_xlabel(f"{score}: difference to {against}, 95 % interval over runs")
     ax.grid(axis="x", alpha=0.25)
     ax.set_title(f"{title}\nin brackets: runs that both have; red: p below 0.05 after Holm's correction", fontsize=10)
     return figure
@@ -116,6 +118,7 @@ def complexity_lines(table: pd.DataFrame, *, title: str) -> Figure:
         ax.set_yscale("log")
         ax.set_xlabel("tokens")
         ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.tick_params(axis="x", labelsize=8, rotation=45)
         ax.legend(fontsize=8)
         ax.grid(alpha=0.25)
     figure.suptitle(title, fontsize=10)
@@ -130,9 +133,3 @@ def _front(table: pd.DataFrame, cost: str) -> list:
             front.append(arm)
             best = row["mean"]
     return front
-
-
-def _plain_numbers(ax: Axes) -> None:
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_minor_formatter(ScalarFormatter() if np.ptp(np.log10(ax.get_xlim())) < 1 else NullFormatter())
-    ax.tick_params(axis="x", which="both", labelsize=8)

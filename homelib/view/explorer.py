@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from ..errors import UserError
 from . import explorer_state as logic
 from .explorer_state import COLOUR_MAPS, SHOWS, State
-from .plots import PLANES, plane_letters
+from .plots import PLANES, class_legend, plane_letters
 from .routed import Routed, expert_colours
 from .slice_canvas import SliceCanvas, bars_html, scale_html
 
@@ -134,12 +134,15 @@ class Explorer:
                 for i, bar in enumerate(group)
             ]
             below.set_xticks([x for x, _ in ticks], [name for _, name in ticks], rotation=90, fontsize=7)
-            below.margins(y=0.25)
+            below.set(ylabel="share", ylim=(0, 1.25), yticks=(0, 0.25, 0.5, 0.75, 1))  # of all panels alike; above 1 are the names
             below.spines[["top", "right"]].set_visible(False)
+        named = {tuple(case.class_names) for case in self.shown if case.label is not None and case.class_names}
+        if len(named) == 1:  # panels may show scans of other classes, whose colours then mean others
+            class_legend(figure, *named)
         return figure
 
     def save(self) -> Path:
-        """Write `figure()` into the folder, under a name that nothing has yet: what is there stays."""
+        """Write `figure()` into the folder, under a name that nothing has yet: what is there stays. Raises UserError where a thousand such are there."""
         figure, packed = self.figure(), BytesIO()
         figure.savefig(packed, format="png", dpi=150)
         plt.close(figure)
@@ -156,7 +159,7 @@ class Explorer:
                 continue
         raise UserError(f"{self.folder}: found a thousand figures named {stem}, expected room for one more. Choose another folder.")
 
-    def _repr_mimebundle_(self, **how):
+    def _repr_mimebundle_(self, **how: Any) -> Any:
         return self.widget._repr_mimebundle_(**how)
 
     # ---------------------------------------------------------------- widgets
@@ -197,7 +200,7 @@ class Explorer:
         """Bring every control to the state, without their telling so."""
         self._updating, state, cases = True, self.state, self.shown
         there = logic.places(cases)
-        options = {
+        options: dict[str, list] = {
             "stage": sorted({place[0] for place in there}),
             "block": sorted({place[1] for place in there if place[0] == state.stage}),
             "level": sorted({place[2] for place in there if place[:2] == (state.stage, state.block)}),
@@ -252,5 +255,5 @@ class Explorer:
         voxel[PLANES[state.plane][0]] = self.state.index  # rounded between two grids it might be in the next slice
         self.show(voxel=tuple(voxel))
 
-    def _saved(self, _) -> None:
+    def _saved(self, _: object) -> None:
         self._said.value = f"saved: {self.save()}"

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from ..axes import three
 from .plots import PLANES, best_slices, class_colours, slice_of
 from .routed import Place, Routed, Voxel, entropy, expert_colours
 
@@ -45,6 +46,8 @@ class State:
 
 @dataclass(frozen=True)
 class Bar:
+    """One share of a voxel's, with its name and colour."""
+
     name: str
     share: float
     colour: str
@@ -83,7 +86,7 @@ def changed(state: State, cases: Sequence[Routed], **changes: Any) -> State:
     if new.channel not in channels(cases, new.place):
         new = replace(new, channel=("expert", 0))
     if new.voxel is not None:
-        new = replace(new, voxel=tuple(int(np.clip(v, 0, n - 1)) for v, n in zip(new.voxel, shape, strict=True)))
+        new = replace(new, voxel=three(int(np.clip(v, 0, n - 1)) for v, n in zip(new.voxel, shape, strict=True)))
     fixed = PLANES[new.plane][0]
     if new.plane != state.plane and "index" not in changes:
         label = cases[0].label
@@ -102,7 +105,7 @@ def for_case(state: State, case: Routed, first: Routed) -> State:
 
 def voxel_in(voxel: Voxel, of: Routed, to: Routed) -> Voxel:
     """A voxel of one case's grid in that of another."""
-    return tuple(_index_in(index, axis, of, to) for axis, index in enumerate(voxel))
+    return three(_index_in(index, axis, of, to) for axis, index in enumerate(voxel))
 
 
 def _index_in(index: int, axis: int, of: Routed, to: Routed) -> int:
@@ -119,7 +122,7 @@ def _slices(volumes: np.ndarray, plane: str, index: int) -> np.ndarray:
 
 
 def values(case: Routed, state: State) -> np.ndarray:
-    """(rows, columns) of what is shown: the winner's number, the channel's weight, or the entropy."""
+    """A slice (h, w) of what is shown: the winner's number, the channel's weight, or the entropy."""
     kind, number = state.channel
     if state.show == "weight":
         maps = case.slots[state.place[:2]] if kind == "slot" else case.weights(state.place)
@@ -177,7 +180,7 @@ def voxel_at(case: Routed, state: State, across: float, down: float) -> Voxel:
     for axis, share in zip((axis for axis in range(3) if axis != PLANES[state.plane][0]), (across, down), strict=True):
         n = case.image.shape[axis]
         voxel[axis] = n - 1 - int(np.clip(share * n, 0, n - 1))
-    return tuple(voxel)
+    return three(voxel)
 
 
 def place_of(case: Routed, state: State) -> tuple[float, float] | None:
@@ -194,7 +197,7 @@ def stepped(case: Routed, state: State, across: int, down: int) -> Voxel:
     moved = list(voxel_at(case, state, *at))
     for axis, step in zip((axis for axis in range(3) if axis != PLANES[state.plane][0]), (across, down), strict=True):
         moved[axis] = int(np.clip(moved[axis] - step, 0, case.image.shape[axis] - 1))
-    return tuple(moved)
+    return three(moved)
 
 
 def bars(case: Routed, state: State) -> dict[str, list[Bar]]:
@@ -233,6 +236,7 @@ def told(case: Routed, state: State) -> str:
 
 
 def told_voxel(case: Routed, state: State) -> str:
+    """In words: the picked voxel, its class and its intensity; or how one is picked."""
     if state.voxel is None:
         return "No voxel is picked: click into the picture, or move in it with the arrow keys."
     value = f"intensity {float(case.image[state.voxel]):.4g}"

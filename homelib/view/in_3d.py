@@ -1,13 +1,14 @@
 """A scan and a label over it in a viewer that turns, for JupyterLab with WebGL2: niivue. Its picture without a browser is `routing.solid_experts`."""
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
 OVER = {"colormap": "actc", "opacity": 0.4}
 
 
-def in_3d(image: str | Path, over: str | Path):
+def in_3d(image: str | Path, over: str | Path) -> Any:
     """The viewer, a widget: the last line of a cell shows it.
 
     Args:

@@ -5,6 +5,7 @@ Sizes are fixed, maps are safe for colour-blind readers, each slice has its orie
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from ..config import IGNORE
 
@@ -34,20 +36,21 @@ def class_colours(classes: int) -> list:
 
 
 def slice_of(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """One slice, rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
+    """One slice of (D, H, W), rows from top to bottom as displayed: axial and coronal with the patient's right on the left, sagittal facing left."""
     fixed = PLANES[plane][0]
     picture = np.take(volume, index, axis=fixed).T[::-1]  # last axis up
     return picture[:, ::-1]  # R (or A) to the left
 
 
 def bar_mm(wide_mm: float) -> int:
-    """Length of a scale bar: 50 mm, shorter where the picture is too narrow for it."""
-    return next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.9 * wide_mm), 1)
+    """Length of a scale bar: 50 mm, shorter where that would reach the letter in the middle of the picture."""
+    return next((mm for mm in (50, 20, 10, 5, 2) if mm < 0.42 * wide_mm), 1)
 
 
 def plane_letters(ax: Axes, plane: str) -> None:
     """Which way is right, left, front, back, up and down, at the edges of a slice."""
-    told = {"color": "white", "fontsize": 7, "transform": ax.transAxes, "path_effects": EDGE}
+    told: dict[str, Any] = {"color": "white", "fontsize": 7, "fontweight": "bold"}  # a thin L loses its foot between two pixels, and reads I
+    told |= {"transform": ax.transAxes, "path_effects": EDGE}
     for letter, (x, y, ha, va) in zip(
         PLANES[plane][1],
         [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
@@ -57,9 +60,17 @@ def plane_letters(ax: Axes, plane: str) -> None:
 
 
 def show_slice(
-    ax: Axes, image: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float] | None = None, bar: bool = True, **style
+    ax: Axes,
+    image: np.ndarray,
+    plane: str,
+    index: int,
+    *,
+    spacing_mm: Sequence[float],
+    limits: tuple[float, float] | None = None,
+    bar: bool = True,
+    **style: Any,
 ) -> None:
-    """A grey slice with orientation letters and a 50 mm bar (a shorter one where the picture is too narrow for it)."""
+    """A grey slice of an image (D, H, W), with orientation letters and a scale bar (`bar_mm`)."""
     low, high = limits or (float(image.min()), float(image.max()))
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(image, plane, index)
@@ -78,7 +89,7 @@ def show_slice(
 
 
 def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], classes: int, alpha: float = 0.55) -> None:
-    """Class colours over a slice; the background, and what is no class (voxels that the loss does not look at), is left clear."""
+    """Class colours of a label (D, H, W) over a slice; the background, and what is no class (voxels that the loss does not look at), is left clear."""
     across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
     picture = slice_of(label, plane, index)
     colours = ListedColormap(class_colours(classes))
@@ -93,18 +104,19 @@ def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_m
 
 
 def class_legend(figure: Figure, class_names: Sequence[str]) -> None:
+    """The colours of all classes but the background, below a figure."""
     colours = class_colours(len(class_names))
     patches = [Patch(color=colours[i], label=name.replace("_", " ")) for i, name in enumerate(class_names) if i]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8, frameon=False)
 
 
 def of_a_class(label: np.ndarray) -> np.ndarray:
-    """Where a label names a structure: neither background nor a voxel of which nothing is known (255)."""
+    """Where a label of any shape names a structure: neither background nor a voxel of which nothing is known (255)."""
     return (label > 0) & (label != IGNORE)
 
 
 def best_slices(label: np.ndarray) -> dict[str, int]:
-    """For each plane, the slice that shows most classes, and most of them."""
+    """For each plane, the slice of a label (D, H, W) that shows most classes, and most of them."""
     chosen = {}
     for plane, (fixed, _) in PLANES.items():
         slices = [(s, of_a_class(s)) for s in np.moveaxis(label, fixed, 0)]
@@ -122,7 +134,7 @@ def case_planes(
     title: str,
     at: dict[str, int] | None = None,
 ) -> Figure:
-    """Three planes; a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
+    """Three planes of (D, H, W); a row for the bare image and one for each of `labels` (reference, prediction ...) over it."""
     at = at or best_slices(next(iter(labels.values())))
     rows = {"image": None} | labels
     figure, axes = plt.subplots(len(rows), 3, figsize=(9, 2.9 * len(rows) + 0.6), layout="constrained", squeeze=False)
@@ -139,6 +151,24 @@ def case_planes(
     return figure
 
 
+def whole_steps(ax: Axes) -> None:
+    """Ticks of an axis of steps at whole numbers alone, where a training has few."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plain_numbers(ax: Axes, axis: str = "x") -> None:
+    """Numbers of a logarithmic axis written out, 1.75 and not 1.75 x 10^0; those between its decades too where it spans less than one."""
+    low, high = getattr(ax, f"get_{axis}lim")()
+    of = getattr(ax, f"{axis}axis")
+    of.set_major_formatter(ScalarFormatter(useOffset=False))
+    of.set_minor_formatter(ScalarFormatter(useOffset=False) if high < 10 * low else NullFormatter())
+
+
+def column_name(column: str) -> str:
+    """Of a history, in words: training_patient_dice is training patient Dice."""
+    return column.replace("_", " ").replace("dice", "Dice")
+
+
 def history_curves(history: pd.DataFrame, *, title: str, smooth_steps: int = 20) -> Figure:
     """Loss a step with its running median, learning rate, and what validation added (columns that end in `dice`)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
@@ -148,13 +178,15 @@ def history_curves(history: pd.DataFrame, *, title: str, smooth_steps: int = 20)
     left.legend(frameon=False, fontsize=8)
     for name in [c for c in history if c.endswith("dice")]:
         shown = history.dropna(subset=[name])
-        right.plot(shown["step"] + 1, shown[name], "o-", ms=4, color="#D55E00", label=name.replace("_", " "))
+        right.plot(shown["step"] + 1, shown[name], "o-", ms=4, color="#D55E00", label=column_name(name))
     right.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
     rate = right.twinx()
     rate.plot(history["step"], history["learning_rate"], color="#009E73", lw=1, ls="--")
     rate.set_ylabel("learning rate (dashed)", color="#009E73")
     if right.has_data():
-        right.legend(frameon=False, fontsize=8, loc="lower right")
+        right.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)  # above: a curve may run anywhere
+    for ax in (left, right):
+        whole_steps(ax)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -209,7 +241,7 @@ def intensity_ranges(table: pd.DataFrame, *, window: tuple[float, float], unit: 
 
 
 def patch_row(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, spacing_mm: Sequence[float], class_names: Sequence[str], title: str) -> Figure:
-    """Patches side by side, the axial slice with most classes of each: as the network sees it, and with its labels."""
+    """Patches (D, H, W) side by side, the axial slice with most classes of each: as the network sees it, and with its labels."""
     figure, axes = plt.subplots(2, len(images), figsize=(2.6 * len(images), 5.2), layout="constrained", squeeze=False)
     for column, (image, label) in enumerate(zip(images, labels, strict=True)):
         index = best_slices(label)["axial"]

@@ -6,9 +6,11 @@ E experts of a level, S slots an expert (level 1), (D, H, W) the image's grid, (
 import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from ..axes import three
 from ..errors import UserError
 
 Place = tuple[int, int, int]  # stage, block, level
@@ -48,7 +50,7 @@ class Routed:
     label: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shape = tuple(self.image.shape)
         if not self.experts:
             raise UserError(f"{self.name}: found no maps of experts, expected at least one (stage, block, level). Trace a stage.")
@@ -65,13 +67,13 @@ class Routed:
             raise UserError(f"{self.name}, label: found shape {tuple(self.label.shape)}, expected {shape}, the image's.")
 
     @classmethod
-    def of(cls, maps, *, name: str = "", groups: Mapping[tuple[int, int], np.ndarray] | None = None) -> "Routed":
+    def of(cls, maps: Any, *, name: str = "", groups: Mapping[tuple[int, int], np.ndarray] | None = None) -> "Routed":
         """Of the maps of one scan (`homelib.study.expert_maps.RoutingMaps`), made now or loaded from what `home routing` saved.
 
         Args:
             maps: has image, experts, spacing_mm, limits, slots, groups (by stage), label, class_names and name.
             name: another than that of the case.
-            groups: others than those of the window in the scan's middle.
+            groups: others than those of the window in the scan's middle, (d, h, w) or (D, H, W) each.
         """
         shown = {place[:2]: maps.groups[place[0]] for place in maps.experts if place[0] in maps.groups} if groups is None else groups
         slots = {place: weights for place, weights in maps.slots.items() if (*place, 1) in maps.experts}
@@ -111,12 +113,17 @@ def entropy(weights: np.ndarray) -> np.ndarray:
     return -(p * np.log(np.maximum(p, 1e-12))).sum(0) / np.float32(np.log(len(p)))
 
 
-def centre_of(label: np.ndarray, index: int) -> Voxel:
-    """The voxel of a class that lies nearest to its centre of mass: it is always inside the class. Raises UserError: a class that is nowhere."""
+def centre_of(label: np.ndarray | None, index: int) -> Voxel:
+    """The voxel of a class of a label (D, H, W) that lies nearest to its centre of mass: it is always inside the class.
+
+    Raises UserError: a class that is nowhere, or no label.
+    """
+    if label is None:
+        raise UserError(f"label: found none, expected one with class {index}.")
     voxels = np.argwhere(label == index)
     if not len(voxels):
         raise UserError(f"label: found no voxel of class {index}, expected one of {', '.join(map(str, np.unique(label)))}.")
-    return tuple(voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()].tolist())
+    return three(voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()].tolist())
 
 
 def expert_colours(experts: int) -> list[str]:

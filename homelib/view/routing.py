@@ -5,6 +5,7 @@ seen there; that the expert matters there is for a knock-out to say.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..axes import three
 from ..errors import UserError
 from .plots import PLANES, best_slices, class_colours, class_legend, of_a_class, show_label, show_slice, slice_of
 from .routed import Place, Routed, Voxel, centre_of, entropy, expert_colours
@@ -25,11 +27,12 @@ GROUP_COLOURS = "Set2"
 
 
 def told(place: Place) -> str:
+    """In words."""
     stage, block, level = place
     return f"stage {stage}, block {block}, level {level}"
 
 
-def show_winner(ax: Axes, weights: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], **style) -> None:
+def show_winner(ax: Axes, weights: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], **style: Any) -> None:
     """The expert with the largest weight at every voxel of a slice; weights (E, D, H, W)."""
     experts, fixed = len(weights), PLANES[plane][0]
     best = np.take(weights, [index], axis=fixed + 1).argmax(0)  # of this slice alone: (D, H, W) with one voxel along the fixed axis
@@ -37,14 +40,16 @@ def show_winner(ax: Axes, weights: np.ndarray, plane: str, index: int, *, spacin
     show_slice(ax, best.astype(float), plane, 0, spacing_mm=spacing_mm, limits=(-0.5, experts - 0.5), cmap=palette, bar=False, **style)
 
 
-def show_heat(ax: Axes, image: np.ndarray, heat: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits, reach: float) -> None:
-    """A weight from 0 to `reach` over the slice of the image that it belongs to."""
+def show_heat(
+    ax: Axes, image: np.ndarray, heat: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], limits: tuple[float, float], reach: float
+) -> None:
+    """A weight (D, H, W) from 0 to `reach` over the slice of the image (D, H, W) that it belongs to."""
     show_slice(ax, image, plane, index, spacing_mm=spacing_mm, limits=limits, bar=False)
     show_slice(ax, heat, plane, index, spacing_mm=spacing_mm, limits=(0, reach), cmap=HEAT, alpha=0.75, bar=False)
 
 
-def show_groups(ax: Axes, groups: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float] = (1, 1, 1), **style) -> None:
-    """Groups of one window's tokens in a slice: colours, which repeat, and a line wherever one group ends; nothing where there is none (-1)."""
+def show_groups(ax: Axes, groups: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float] = (1, 1, 1), **style: Any) -> None:
+    """Groups (D, H, W) of one window's tokens in a slice: colours, which repeat, and a line wherever one group ends; nothing where there is none (-1)."""
     shown = np.ma.masked_where(groups < 0, (groups % 8).astype(float))
     show_slice(ax, shown, plane, index, spacing_mm=spacing_mm, limits=(0, 7), cmap=GROUP_COLOURS, bar=False, **style)
     picture = slice_of(groups, plane, index)
@@ -55,7 +60,7 @@ def show_groups(ax: Axes, groups: np.ndarray, plane: str, index: int, *, spacing
 
 def legend(figure: Figure, *, experts: int, class_names: Sequence[str]) -> None:
     """Experts as patches, classes as the lines of their outlines."""
-    handles = [Patch(color=colour, label=f"expert {e}") for e, colour in enumerate(expert_colours(experts))]
+    handles: list[Patch | Line2D] = [Patch(color=colour, label=f"expert {e}") for e, colour in enumerate(expert_colours(experts))]
     lines = list(zip(class_colours(len(class_names)), class_names, strict=True))[1:]
     handles += [Line2D([], [], color=colour, label=name.replace("_", " ")) for colour, name in lines]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), int(figure.get_figwidth() / 1.4)), fontsize=8, frameon=False)
@@ -77,12 +82,13 @@ def planes_through(routed: Routed, place: Place, *, expert: int, at: Voxel | Non
     if at is None and about is not None:
         at, of = centre_of(routed.label, about), f"the centre of {routed.class_names[about].replace('_', ' ')}"
     elif at is None:
-        at, of = tuple(n // 2 for n in routed.image.shape), "its middle"
+        at, of = three(n // 2 for n in routed.image.shape), "its middle"
     groups = routed.groups.get(place[:2])
     columns = 4 + (groups is not None)
     figure, axes = plt.subplots(4, columns, figsize=(2.6 * columns, 8.8), layout="constrained", height_ratios=[1, 1, 1, 0.05])
     for line, (plane, (fixed, _)) in zip(axes[:3], PLANES.items(), strict=True):
-        index, shown = at[fixed], {"spacing_mm": routed.spacing_mm}
+        index = at[fixed]
+        shown: dict[str, Any] = {"spacing_mm": routed.spacing_mm}
         show_slice(line[0], routed.image, plane, index, limits=routed.limits, **shown)
         if routed.label is not None:
             contours(line[0], routed.label, plane, index, classes=len(routed.class_names))
@@ -137,8 +143,8 @@ def montage(routed: Routed, place: Place, *, expert: int | None = None, plane: s
     figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.1 * rows + 1), layout="constrained", squeeze=False)
     for ax in axes.ravel()[len(chosen) :]:
         ax.set_axis_off()
+    shown: dict[str, Any] = {"spacing_mm": routed.spacing_mm}
     for number, (ax, index) in enumerate(zip(axes.ravel(), chosen.tolist(), strict=False)):
-        shown = {"spacing_mm": routed.spacing_mm}
         if heat is None:
             show_slice(ax, routed.image, plane, index, limits=routed.limits, bar=not number, **shown)
             show_winner(ax, weights, plane, index, alpha=0.6, **shown)
@@ -165,7 +171,7 @@ def solid_experts(routed: Routed, place: Place, *, title: str = "") -> Figure:
     weights, classes = routed.weights(place), len(routed.class_names)
     label = np.where(routed.label < classes, routed.label, 0)
     winner = np.where(label > 0, weights.argmax(0) + 1, 0)
-    name, colours = f"winning expert, {told(place)}", ["#000000", *expert_colours(len(weights))]
+    name, colours = f"winning expert\n{told(place)}", ["#000000", *expert_colours(len(weights))]
     figure = solids(
         {"label": label, name: winner},
         spacing_mm=routed.spacing_mm,
@@ -210,31 +216,31 @@ def expert_panel(
     panels = 2 + (groups is not None) + len(chosen)
     columns = min(4, panels)
     figure, axes = plt.subplots(-(-panels // columns), columns, figsize=(3.1 * columns, 2.9 * -(-panels // columns) + 0.8), layout="constrained", squeeze=False)
-    axes = iter(axes.ravel())
-    place = {"spacing_mm": spacing_mm}
+    free = iter(axes.ravel())
+    place: dict[str, Any] = {"spacing_mm": spacing_mm}
 
-    ax = next(axes)
+    ax = next(free)
     show_slice(ax, image, plane, index, limits=limits, **place)
     if label is not None:
         show_label(ax, label, plane, index, classes=len(class_names), **place)
     ax.set_title("image" + (" and reference" if label is not None else ""), fontsize=9)
 
-    ax = next(axes)
+    ax = next(free)
     show_winner(ax, maps, plane, index, **place)
     bar = figure.colorbar(ax.images[0], ax=ax, ticks=range(experts), shrink=0.8)
     bar.set_ticklabels(_every_fourth(experts))
     ax.set_title("expert with the largest weight", fontsize=9)
 
     if groups is not None:
-        ax = next(axes)
+        ax = next(free)
         show_groups(ax, groups, plane, index, **place)
         ax.set_title("groups (colours repeat)", fontsize=9)
     for e in chosen:
-        ax = next(axes)
+        ax = next(free)
         show_heat(ax, image, maps[e], plane, index, limits=limits, reach=reach, **place)
         ax.set_title(f"expert {e}", fontsize=9)
     figure.colorbar(ax.images[-1], ax=ax, shrink=0.8, label="weight")
-    for ax in axes:
+    for ax in free:
         ax.set_axis_off()
     figure.suptitle(title, fontsize=11)
     if label is not None:
@@ -253,6 +259,36 @@ def group_strips(groups: np.ndarray, *, title: str) -> Figure:
     return figure
 
 
+def first_look(routed: Routed, predicted: np.ndarray, place: Place, *, title: str) -> Figure:
+    """Three planes, each where the reference shows most: the scan, the reference, the prediction, and the winning expert under the reference's outlines.
+
+    Args:
+        routed: with a label.
+        predicted: (D, H, W) class indices.
+
+    Raises:
+        UserError: a place that was not traced, or a scan without a label.
+    """
+    if routed.label is None:
+        raise UserError(f"{routed.name}: found no label, expected one: the prediction is shown beside it.")
+    weights, classes = routed.weights(place), len(routed.class_names)
+    shown: dict[str, Any] = {"spacing_mm": routed.spacing_mm}
+    figure, axes = plt.subplots(3, 4, figsize=(11, 8.2), layout="constrained")
+    for line, (plane, index) in zip(axes, best_slices(routed.label).items(), strict=True):
+        for ax, label in zip(line, (None, routed.label, predicted, None), strict=True):
+            show_slice(ax, routed.image, plane, index, limits=routed.limits, bar=ax is line[0], **shown)
+            if label is not None:
+                show_label(ax, label, plane, index, classes=classes, **shown)
+        show_winner(line[3], weights, plane, index, alpha=0.6, **shown)
+        contours(line[3], routed.label, plane, index, classes=classes, width=0.8)
+        line[0].set_ylabel(f"{plane}, slice {index}", fontsize=9)
+    for ax, name in zip(axes[0], ("scan", "reference", "prediction", f"winning expert,\n{told(place)}"), strict=True):
+        ax.set_title(name, fontsize=10)
+    figure.suptitle(f"{routed.name}{title and '; ' + title}", fontsize=11)
+    legend(figure, experts=len(weights), class_names=routed.class_names)
+    return figure
+
+
 def story(
     image: np.ndarray,
     reference: np.ndarray,
@@ -265,12 +301,13 @@ def story(
     title: str,
     plane: str = "coronal",
 ) -> Figure:
-    """One slice in a row: the scan, its reference, the prediction, and the weight of the two experts that differ most over it."""
+    """One slice in a row: the scan, its reference, the prediction, all (D, H, W), and the weight of the two experts of maps (E, D, H, W) that differ most
+    over it."""
     index = best_slices(reference)[plane]
     spread = [slice_of(m, plane, index).std() for m in maps]
     shown, reach = np.argsort(spread)[::-1][:2], float(maps.max())
     figure, axes = plt.subplots(1, 3 + len(shown), figsize=(3 * (3 + len(shown)), 3.6), layout="constrained")
-    place = {"spacing_mm": spacing_mm}
+    place: dict[str, Any] = {"spacing_mm": spacing_mm}
     for ax, name, label in zip(axes, ("scan", "reference", "prediction"), (None, reference, prediction), strict=False):
         show_slice(ax, image, plane, index, limits=limits, bar=label is None, **place)
         if label is not None:

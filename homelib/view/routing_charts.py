@@ -11,13 +11,14 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from scipy.optimize import isotonic_regression
 
+from ..axes import three
 from .routed import Routed, Voxel, expert_colours
 
 MOST_NAMED = 12  # curves of a panel: more names would lie over each other
 
 
 def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
-    """Expert by class: how much more than its average an expert weighs within a class (log2 of the lift).
+    """Expert by class: how much more than its average an expert weighs within a class, the lift, in numbers; its log2 in colours.
 
     Args:
         table: tidy rows class, expert, lift. With `low` and `high`, the ends of a permutation band, what lies beyond its own band is framed: there the
@@ -26,7 +27,7 @@ def lift_matrix(table: pd.DataFrame, *, title: str) -> Figure:
     matrix = _matrix(table, "lift")
     values = np.log2(np.maximum(matrix.to_numpy(), 1e-3))
     beyond = sure = np.zeros(matrix.shape, bool)
-    told = []
+    told = ["numbers: lift"]
     if {"low", "high"} <= set(table.columns):
         low, high = (_matrix(table, end).to_numpy() for end in ("low", "high"))
         beyond = (matrix.to_numpy() < low) | (matrix.to_numpy() > high)
@@ -155,7 +156,7 @@ def token_flow(routed: Routed, stage: int, block: int, *, at: Voxel, title: str 
     Raises:
         UserError: level 1 of that stage and block was not traced.
     """
-    at = tuple(at)
+    at = three(at)
     first = routed.weights((stage, block, 1))[(slice(None), *at)].astype(float)
     slots, second = routed.slots.get((stage, block)), routed.experts.get((stage, block, 2))
     panels = 1 + (second is not None)
@@ -183,8 +184,8 @@ def _flow(ax: Axes, experts: np.ndarray, slots: np.ndarray | None) -> None:
         for e, (_, high) in enumerate(ends):
             for m, span in zip(np.flatnonzero(of == e), _stacked(slots[of == e], gaps=0, top=high), strict=True):
                 _ribbon(ax, (1.05, middle[m]), (2, span), colours[e])
-        for m, (start, span) in enumerate(zip(starts, middle, strict=True)):
-            _ribbon(ax, (0.05, start), (1, span), colours[of[m]])
+        for expert, start, span in zip(of, starts, middle, strict=True):
+            _ribbon(ax, (0.05, start), (1, span), colours[expert])
         names = [f"slot {m}" if share > 0.03 else "" for m, share in enumerate(slots)]
         _nodes(ax, 1, middle, [colours[e] for e in of], names, "right")
     else:

@@ -26,9 +26,22 @@ def pictures(routed: Routed, tables: Mapping[str, pd.DataFrame]) -> Iterator[tup
         expert, about = _most(routed, _of(tables["use"], place), lift)
         through = f"three planes through {routed.class_names[about].replace('_', ' ')}" if about is not None else "three planes through the middle"
         yield f"{name}: {through}, expert {expert}", routing.planes_through(routed, place, expert=expert, about=about)
-        shown = {"spacing_mm": routed.spacing_mm, "limits": routed.limits, "index": index, "label": routed.label, "class_names": routed.class_names}
         caption = f"{name}: experts in axial slice {index}"
-        yield caption, routing.expert_panel(routed.image, weights, routed.groups.get(place[:2]), title=f"{routed.name}, {caption}", most=MOST, **shown)
+        yield (
+            caption,
+            routing.expert_panel(
+                routed.image,
+                weights,
+                routed.groups.get(place[:2]),
+                spacing_mm=routed.spacing_mm,
+                limits=routed.limits,
+                title=f"{routed.name}, {caption}",
+                index=index,
+                label=routed.label,
+                class_names=routed.class_names,
+                most=MOST,
+            ),
+        )
         if lift is not None:
             caption = f"{name}: lift by class"
             yield caption, routing_charts.lift_matrix(lift, title=f"{routed.name}, {name}: lift of each expert in each class")

@@ -20,7 +20,7 @@ VIEWS = {"from the front": (1, -1), "from the patient's left": (0, 1)}  # axis l
 
 
 def contours(ax: Axes, label: np.ndarray, plane: str, index: int, *, classes: int, width: float = 1.2) -> None:
-    """The outline of every class over a slice that is shown already, closed where the picture ends; what is no class has none."""
+    """The outline of every class of a label (D, H, W) over a slice that is shown already, closed where the picture ends; what is no class has none."""
     picture = np.pad(slice_of(label, plane, index), 1)
     colours = class_colours(classes)
     ax.autoscale(False)  # the picture stays as large as it is
@@ -31,7 +31,7 @@ def contours(ax: Axes, label: np.ndarray, plane: str, index: int, *, classes: in
 
 
 def slices_through(label: np.ndarray, index: int) -> dict[str, int]:
-    """For each plane, the slice with most voxels of a class; the middle where it has none."""
+    """For each plane, the slice of a label (D, H, W) with most voxels of a class; the middle where it has none."""
     mask = label == index
     return {
         plane: int(np.argmax(mask.sum(tuple(a for a in range(3) if a != fixed)))) if mask.any() else label.shape[fixed] // 2
@@ -49,7 +49,7 @@ def compared(
     title: str,
     at: dict[str, int],
 ) -> Figure:
-    """As the paper's Figures 2 to 5: a column for the scan and one for each of `labels` (reference, ours, others) as contours; a row a plane."""
+    """As the paper's Figures 2 to 5, of (D, H, W): a column for the scan and one for each of `labels` (reference, ours, others) as contours; a row a plane."""
     columns = {"scan": None} | dict(labels)
     figure, axes = plt.subplots(3, len(columns), figsize=(2.9 * len(columns), 8.2), layout="constrained", squeeze=False)
     for line, plane in zip(axes, PLANES, strict=True):
@@ -66,7 +66,7 @@ def compared(
 
 
 def error_map(reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """uint8: 0 background in both, then 1 to 4 in the order of `ERRORS`."""
+    """(D, H, W) uint8 of two labels (D, H, W): 0 background in both, then 1 to 4 in the order of `ERRORS`."""
     errors = np.zeros(reference.shape, np.uint8)
     for value, where in enumerate(
         (
@@ -91,7 +91,7 @@ def error_maps(
     title: str,
     at: dict[str, int],
 ) -> Figure:
-    """Where each of `labels` is right, misses, invents or confuses: a row each, three planes."""
+    """Where each of `labels` (D, H, W) is right, misses, invents or confuses: a row each, three planes."""
     figure, axes = plt.subplots(len(labels), 3, figsize=(9, 2.9 * len(labels) + 0.7), layout="constrained", squeeze=False)
     colours = ListedColormap(list(ERRORS.values()))
     for line, (name, label) in zip(axes, labels.items(), strict=True):
@@ -132,12 +132,12 @@ def class_distributions(rows: pd.DataFrame, metric: str, *, unit: str, title: st
     ax.set_ylim(min(-0.03 * top, kept["value"].min()), 1.03 * top)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
-    ax.set_title(title, fontsize=11)
+    ax.set_title(title, fontsize=10)
     return figure
 
 
 def solid(label: np.ndarray, axis: int, side: int, *, spacing_mm: Sequence[float], colours: Sequence[str]) -> np.ndarray:
-    """(.., .., 3) picture of a label volume as a solid: the first voxel on each ray, in its class's colour, darker where its surface turns away.
+    """(a, b, 3) picture of a label volume (D, H, W) as a solid: the first voxel on each ray, in its class's colour, darker where its surface turns away.
 
     axis, side: looked along, from its high end (-1) or its low end (1). colours: by index, background first.
     """
@@ -162,7 +162,8 @@ def solids(
     title: str,
     colours: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Each of `labels` as a solid from two sides: what a 3D viewer shows, as a picture. `colours`, by name: of a volume whose values are not the classes."""
+    """Each of `labels` (D, H, W) as a solid from two sides: what a 3D viewer shows, as a picture. `colours`, by name: of a volume whose values are not the
+    classes."""
     figure, axes = plt.subplots(len(VIEWS), len(labels), figsize=(3.6 * len(labels), 6.4), layout="constrained", squeeze=False)
     for line, (view, (axis, side)) in zip(axes, VIEWS.items(), strict=True):
         across, up = [s for a, s in enumerate(spacing_mm) if a != axis]

@@ -31,7 +31,9 @@ class SliceCanvas(anywidget.AnyWidget):
     about = traitlets.Dict({}).tag(sync=True)
     number = traitlets.Int(0).tag(sync=True)  # of the picture: told last, when all of it is there
 
-    def draw(self, picture: np.ndarray, *, size_mm: tuple[float, float], width_px: int, letters: str, cross: tuple[float, float] | None, told: str, index: int):
+    def draw(
+        self, picture: np.ndarray, *, size_mm: tuple[float, float], width_px: int, letters: str, cross: tuple[float, float] | None, told: str, index: int
+    ) -> None:
         """Show (rows, columns, 3) uint8.
 
         Args:

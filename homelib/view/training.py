@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .plots import best_slices, class_legend, show_label, show_slice
+from .plots import best_slices, class_legend, column_name, plain_numbers, show_label, show_slice, whole_steps
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#BBBBBB"
 LEAST_STEPS = 2  # of which a curve can be drawn
@@ -22,8 +22,10 @@ def live_curves(histories: Mapping[str, pd.DataFrame], *, steps: int, smooth_ste
         for column in [column for column in history if column.endswith("dice")]:
             shown = history.dropna(subset=[column])
             right.plot(shown["step"] + 1, shown[column], "o-", ms=4, color=ORANGE)
-            right.set_title(column.replace("_", " "))
+            right.set_title(column_name(column))
         right.set(xlim=(0, steps), ylim=(0, 1), ylabel="Dice")
+    for ax in axes.flat:
+        whole_steps(ax)
     for ax in axes[-1]:
         ax.set_xlabel("step")
     return figure
@@ -56,14 +58,18 @@ def effort_curves(history: pd.DataFrame, *, patches_a_step: int, title: str, smo
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
     axes[0].plot(history["step"], history["learning_rate"], color=GREEN)
     axes[0].set(ylabel="learning rate")
-    axes[1].plot(history["step"], history["gradient_norm"], color=GREY, lw=0.8)
-    axes[1].plot(history["step"], history["gradient_norm"].rolling(smooth_steps, min_periods=1).median(), color=BLUE)
+    axes[1].plot(history["step"], history["gradient_norm"], color=GREY, lw=0.8, label="a step")
+    median = history["gradient_norm"].rolling(smooth_steps, min_periods=1).median()
+    axes[1].plot(history["step"], median, color=BLUE, label=f"running median, {smooth_steps} steps")
+    axes[1].legend(frameon=False, fontsize=7)
     axes[1].set(ylabel="gradient norm", yscale="log")
+    plain_numbers(axes[1], "y")
     took = history["seconds"].diff().rolling(smooth_steps, min_periods=1).median()
     axes[2].plot(history["step"], patches_a_step / took, color=ORANGE)
     axes[2].set(ylabel="patches a second", ylim=(0, None))
     for ax in axes:
         ax.set_xlabel("step")
+        whole_steps(ax)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from homelib import HoME, UserError
 from homelib.network.equations import EquationHoME
-from homelib.network.home import Experts, RMSNorm
+from homelib.network.home import Experts, GlobalRouter, LocalRouter, RMSNorm
 from homelib.network.published import load_published, to_published
 
 EVEN = {"tokens": 24, "group_size": 8, "experts_local": 3, "slots_per_expert": 2, "experts_global": 6}  # 18 slots for 6 experts: no fill
@@ -128,6 +128,26 @@ def test_the_layer_is_its_equations_in_loops(shape, glu, mask):
     sizes = {name: size for name, size in shape.items() if name != "tokens"}
     expected = home_by_loops(x[0].numpy(), weights, **sizes, glu=glu, mask=mask)
     np.testing.assert_allclose(layer(x)[0].detach().numpy(), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_what_is_left_unsaid_is_the_released_form():
+    (layer, x), (plain, _) = (layer_and_input(RAGGED, **options) for options in ({"expert_mult": 2, "expert_glu": True, "mask_padding": False}, {}))
+    torch.testing.assert_close(plain(x), layer(x), rtol=0, atol=0)
+    entries = F.pad(torch.randn(2, 18, CHANNELS), (0, 0, 0, 3))
+    dispatch, _ = GlobalRouter(CHANNELS, 7)(entries, 18)
+    assert (dispatch[:, 18:] > 0).all()  # fill counts
+    assert LocalRouter(CHANNELS, 3, 2)(torch.randn(2, 3, 8, CHANNELS), torch.randn(2, 3, CHANNELS), None).shape == (2, 3, 8, 3, 2)  # one assignment both ways
+
+
+@pytest.mark.parametrize("glu", [True, False], ids=["GEGLU", "GELU"])
+def test_weights_begin_as_those_of_a_linear_layer(glu):
+    """Alike between plus and minus one over the root of what is summed."""
+    experts = Experts(3, 64, mult=2, glu=glu)
+    for parameters, inputs in (((experts.weight_in, experts.bias_in), 64), ((experts.weight_out, experts.bias_out), experts.weight_out.shape[-1])):
+        for parameter in parameters:
+            assert parameter.min() == pytest.approx(-(inputs**-0.5), rel=0.05)
+            assert parameter.max() == pytest.approx(inputs**-0.5, rel=0.05)
+            assert parameter.abs().mean() == pytest.approx(inputs**-0.5 / 2, rel=0.1)
 
 
 # ---------------------------------------------------------------- properties

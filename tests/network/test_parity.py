@@ -1,7 +1,6 @@
 """The network is the authors' released one: their reference cases (tests/data/reference), their names,
 their parameter count; and their weights load whole or not at all."""
 
-import importlib.util
 import json
 from functools import partial
 from pathlib import Path
@@ -10,75 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from homelib import DynamicTanh, GatedSpatialConv, HoME, MambaHoME, MambaMixer, ModelConfig, SegMamba, UserError
+from homelib import DynamicTanh, GatedSpatialConv, HoME, MambaHoME, MambaMixer, SegMamba, UserError
 from homelib.network.published import load_published, to_published
+from homelib.study.parity import LAYERS, Case, largest_error
 
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
-LAYERS = ("dynamic_tanh", "gsc", "mamba_mixer", "home_layer_even", "home_layer_ragged", "home_layer_gelu")
 TOLERANCE = 1e-4  # of the largest value, as reference/README.md asks
-
-
-def load_fill():
-    spec = importlib.util.spec_from_file_location("reference_fill", REFERENCE / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.fill
-
-
-fill = load_fill()
-
-
-def build(case: str, config: dict) -> torch.nn.Module:
-    """Our module for a case's configuration, which is in the authors' words."""
-    if case.startswith("dynamic_tanh"):
-        return DynamicTanh(config["dim"])
-    if case.startswith("gsc"):
-        return GatedSpatialConv(config["channels"])
-    if case.startswith("mamba_mixer"):
-        return MambaMixer(config["d_model"], state_dim=config["d_state"], conv_width=config["d_conv"], expand=config["expand"])
-    if case.startswith("home_layer"):
-        return HoME(
-            config["dim"],
-            group_size=config["group_size"],
-            experts_local=config["experts_first"],
-            slots_per_expert=config["slots"],
-            experts_global=config["experts_second"],
-            expert_mult=config["expert_mult"],
-            expert_glu=config["geglu"],
-        )
-    return MambaHoME(
-        ModelConfig(
-            in_channels=config["in_chans"],
-            out_channels=config["out_chans"],
-            depths=config["depths"],
-            channels=config["feat_size"],
-            hidden_channels=config["hidden_size"],
-            experts_local=config["experts_list"],
-            experts_global=config["experts_list_second"],
-            group_size=config["group_list"],
-            slots_per_expert=config["num_slots_per_expert_first"],
-            expert_mult=config["expert_mult"],
-            expert_glu=config["use_geglu"],
-        )
-    )
 
 
 class Outcome:
     """A reference case run through our module: y, dx and gradient norms, ours beside theirs. `prepare` is called with the module, weights loaded."""
 
     def __init__(self, case: str, dtype: torch.dtype = torch.float32, prepare=lambda module: None):
-        told, arrays = json.loads((REFERENCE / f"{case}.json").read_text()), np.load(REFERENCE / f"{case}.npz")
-        self.module = build(case, told["config"])
-        load_published(self.module, fill(told["layout"]))
-        self.module.to(dtype)
+        reference = Case.read(case)
+        self.module = reference.module().to(dtype)
         prepare(self.module)
-        x = torch.tensor(arrays["x"], dtype=dtype, requires_grad=True)
+        x = torch.tensor(reference.x, dtype=dtype, requires_grad=True)
         y = self.module(x)
         y.square().mean().backward()
         self.y, self.dx = y.detach().numpy(), x.grad.numpy()
-        self.y_theirs, self.dx_theirs, self.norms_theirs = arrays["y"], arrays["dx"], told["grad_norm"]
-        self.layout, self.layout_theirs = layout(self.module), {name: tuple(shape) for name, shape in told["layout"].items()}
-        self.count, self.count_theirs = sum(p.numel() for p in self.module.parameters()), told["parameters"]
+        self.y_theirs, self.dx_theirs, self.norms_theirs = reference.y, reference.dx, reference.norms
+        self.layout, self.layout_theirs = layout(self.module), {name: tuple(shape) for name, shape in reference.layout.items()}
+        self.count, self.count_theirs = sum(p.numel() for p in self.module.parameters()), reference.parameters
         self.norms = gradient_norms(self.module)
 
 
@@ -91,11 +43,6 @@ def gradient_norms(module: torch.nn.Module) -> dict[str, float]:
     for parameter in module.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return {name: tensor.norm().item() for name, tensor in to_published(module).items()}
-
-
-def largest_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def wrong_norms(ours: dict, theirs: dict) -> dict[str, tuple]:

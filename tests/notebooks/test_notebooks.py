@@ -19,11 +19,12 @@ from homelib.study import workbook
 from homelib.study.workbook import notebooks, run_workbook
 
 NOTEBOOKS = {path.stem: path for path in notebooks()}
+ON_DATA = {f"on_data/{path.stem}": path for path in sorted((notebooks()[0].parent / "on_data").glob("*.ipynb"))}
 MAY_IMPORT = {"homelib", "numpy", "pandas", "torch", "matplotlib", "IPython", "nibabel"}
 FIGURES = {  # at least
-    "00_start_here": 1,
+    "00_start_here": 2,
     "01_data_preparation": 11,
-    "02_model_walkthrough": 1,
+    "02_model_walkthrough": 3,
     "03_training": 3,
     "04_prediction_and_evaluation": 10,
     "06_expert_routing": 11,
@@ -123,6 +124,26 @@ def test_it_is_short(name):
 @each
 def test_it_ends_with_a_check(name):
     assert any(isinstance(node, ast.Assert) for node in ast.walk(parsed(cells(name)[-1])))
+
+
+@pytest.mark.parametrize("name", [*(name for name in NOTEBOOKS if name != "00_start_here"), *ON_DATA])
+def test_its_last_words_are_an_exercise_and_where_to_go_next(name):
+    last = nbformat.read((NOTEBOOKS | ON_DATA)[name], as_version=4).cells[-1]
+    assert last.cell_type == "markdown"
+    exercise, arrow, onward = last.source.partition("\n\n**Next:** ")
+    assert re.match(r"## Exercise\n\n\S", exercise)
+    assert re.search(r"`[^`]+`", exercise), "it names a parameter, a line or a command to change"
+    assert "?" in exercise, "it says what to look at"
+    assert arrow
+    known = [*NOTEBOOKS, *ON_DATA, "`home "]
+    assert any(place in onward for place in known), "a notebook or a command"
+    assert all(place in known for place in re.findall(r"\b(?:on_data/)?\d\d_\w+", last.source))
+
+
+def test_each_notebook_leads_to_the_one_after_it():
+    story = [name for name in NOTEBOOKS if "01_" <= name < "08_"]
+    for name, following in zip(story, story[1:], strict=False):
+        assert f"**Next:** {following} " in cells(name, "markdown")[-1].source
 
 
 @each

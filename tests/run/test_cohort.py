@@ -197,7 +197,7 @@ def test_validation_chooses_the_best_weights(ct_set, brief, tmp_path, monkeypatc
     made = cohort(override(brief, {"training.validate_every": 1}), [ct_set.set], fold=0)
     dices, seen = iter([0.1, 0.7, 0.3, 0.2]), []
 
-    def validate(network, cases, settings, *, stop):
+    def validate(network, cases, settings, *, stop, progress):
         seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return pd.DataFrame([{"case": "x", "class": "liver", "dice": next(dices)}])
 

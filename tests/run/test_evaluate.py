@@ -1,6 +1,7 @@
 """Every number of a class by hand and against MONAI; what an empty mask counts; lesions. Distances themselves: test_surface.py."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -54,6 +55,30 @@ def test_a_perfect_prediction_has_the_best_values():
     found = measured(label, label)
     for (_, metric), value in found.items():
         assert value == METRICS[metric].best
+
+
+def test_a_worse_prediction_is_worse_in_the_direction_that_is_said():
+    reference = volume((24, 20, 16), liver=[np.s_[6:14, 6:14, 4:12]])
+    near, far = (measured(np.roll(reference, step, (0, 1)), reference, metrics=(*FULL, "nsd_1mm"))["liver"] for step in (1, 3))
+    for name in near.index:
+        sign = {True: 1, False: -1, None: 0}[metric_of(name).higher_is_better]
+        assert (near[name] - far[name]) * sign > 0 if sign else near[name] == far[name], name  # a volume stays what it is
+
+
+KINDS = {"overlap": ["dice", "iou", "sensitivity", "precision", "nsd_2mm"], "distance": ["hd95", "asd", "hd95_voxels", "hd95_pooled"],
+         "volume": ["reference_volume", "predicted_volume", "volume_error"], "lesions": ["lesions_found", "lesions_spurious"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_of_a_kind_and_their_units(kind):
+    for name in KINDS[kind]:
+        assert metric_of(name).kind == kind
+        assert metric_of(name).unit == {"distance": "mm", "lesions": "lesions", "volume": "1" if name == "volume_error" else "ml"}.get(kind, "1")
+
+
+def test_what_a_metric_means_cannot_be_changed_by_who_uses_it():
+    with pytest.raises(FrozenInstanceError):
+        METRICS["dice"].best = 100
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -111,12 +136,12 @@ def test_lesions_are_counted_where_asked():
 
 def test_the_background_is_measured_in_overlap_alone_where_asked():
     label = volume(liver=[(1, 1, 1)])
-    found = measured(label, label, background=True, metrics=FULL)
+    found = measured(label, label, background=True, metrics=(*FULL, "nsd_1mm"))
     assert list(found["background"].index) == ["dice", "iou", "sensitivity", "precision"]
     assert (found["background"] == 1).all()
 
 
-@pytest.mark.parametrize("name", ["hd96", "nsd_mm", "nsd_onemm"])
+@pytest.mark.parametrize("name", ["hd96", "nsd_mm", "nsd_onemm", "nsd_2", "2mm", "nsd_-1mm", "nsd_infmm", "nsd_nanmm"])
 def test_an_unknown_metric_is_an_error(name):
     with pytest.raises(KeyError, match=name):
         metric_of(name)

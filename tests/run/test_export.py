@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from homelib.config import Settings, override
+from homelib.config import Settings, override, preset
 from homelib.data.manifest import as_yaml, load_manifest
 from homelib.data.prepare import read_array
 from homelib.errors import UserError
@@ -88,6 +88,28 @@ def test_the_hub_folder_has_weights_settings_and_a_card_that_says_what_was_measu
     for words in ("library_name: homelib", "| liver | 0.875 |", "1 test cases (ct-c), labels REF", manifest.licence, "1 cases (ct-a)", "## Limits"):
         assert words in card
     assert str(run.folder.parent) not in card + (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize(("to", "weights"), [("bundle", "models/model.safetensors"), ("hub", "model.safetensors")])
+def test_in_few_bits_it_is_smaller_and_gives_nearly_the_same_labels(to, weights, run, expected, phantoms, tmp_path):
+    folder = export(run, to, tmp_path / to, bits=8)
+    assert (folder / weights).stat().st_size < 0.6 * run.weights_file.stat().st_size  # of so small a network much is vectors
+    label, _ = read_array(segment(load(folder), phantoms["phantom-a"].image, tmp_path / "labels.nii.gz"))
+    assert 0.97 < (label == expected[0]).mean() < 1, "rounded, and not by much"
+    (card,) = (path.read_text() for path in folder.rglob("README.md"))
+    assert "rounded, which is not in the figures above: 8 bits a value, the nearest of 255 multiples" in card
+
+
+def test_the_demos_network_in_six_bits_is_small_enough_to_ship(tmp_path):
+    settings = override(preset("laptop"), {"data.train_cases": ("ct-a",), "data.test_cases": ("ct-c",)})
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    settings.save(run.settings_file)
+    save_weights(build_network(settings), run.weights_file, settings)
+    folder = export(run, "hub", tmp_path / "hub", bits=6)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_600_000
+    assert run.weights_file.stat().st_size > 12_000_000
+    assert "Label origin: MODEL." in (folder / "README.md").read_text(), "that of ct-a, not of both patients"
 
 
 def test_the_card_has_every_metric_and_cases_whose_ids_are_numbers(run, tmp_path):
@@ -174,6 +196,10 @@ def test_what_cannot_be_is_one_line(run, tmp_path, monkeypatch):
         export(run, "zip", tmp_path / "zip")
     with pytest.raises(UserError, match="exists already"):
         export(run, "hub", tmp_path)
+    with pytest.raises(UserError, match="--bits: found 1, expected 2 to 8, or 32"):
+        export(run, "hub", tmp_path / "hub", bits=1)
+    with pytest.raises(UserError, match="--bits: found 6 with --to onnx, expected 32"):
+        export(run, "onnx", tmp_path / "onnx", bits=6)
     bare = Run(tmp_path / "bare")
     bare.folder.mkdir()
     run.settings.save(bare.settings_file)

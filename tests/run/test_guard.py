@@ -142,7 +142,7 @@ def test_going_back_does_not_give_up_the_best_weights(ct_set, brief, tmp_path, i
     made = cohort(override(brief, changes), [ct_set.set], fold=0)
     dices, weights = iter([0.7, 0.9, 0.3, 0.4, 0.5, 0.6]), []
 
-    def validate(network, cases, settings, *, stop):
+    def validate(network, cases, settings, *, stop, progress):
         weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         return pd.DataFrame([{"case": "x", "class": "liver", "dice": next(dices)}])
 

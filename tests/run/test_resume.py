@@ -123,12 +123,12 @@ def test_a_validation_that_a_signal_cut_short_is_done_when_the_training_goes_on(
 
     original, calls = train.validate, []
 
-    def cut_short(*arguments, stop):
+    def cut_short(*arguments, stop, progress):
         calls.append(1)
         if len(calls) == at / 2:
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop()
-        return original(*arguments, stop=stop)
+        return original(*arguments, stop=stop, progress=progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "validate", cut_short)

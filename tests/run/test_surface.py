@@ -1,5 +1,7 @@
 """Surface distances against MONAI on whole volumes, DeepMind's package where it is installed, brute force, and by hand."""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,24 @@ def test_real_masks_are_measured_as_by_monai(name, real_pair):
 def test_real_masks_are_measured_as_by_deepmind(name, real_pair):
     deepmind = pytest.importorskip("surface_distance", reason="surface-distance is not installed (it is in the extra dev)")
     assert_as_deepmind(deepmind, *real_pair(name))
+
+
+@pytest.mark.parametrize("far", [4, 6])
+def test_the_95th_percentile_of_areas_by_hand(far):
+    """100 mm2 in all: 96 at most lie within 2 mm where the farthest is 4, and 94 where it is 6, which is more than a twentieth."""
+    one = (np.array([9.0, 1.0, 2.0]), np.array([far, 60.0, 40.0 - far]))
+    none = (np.zeros(1), np.ones(1))
+    expected = 2 if far < 5 else 9
+    assert surface.hausdorff95(surface.Distances(one[0], none[0], one[1], none[1])) == expected
+    assert surface.hausdorff95(surface.Distances(none[0], one[0], none[1], one[1])) == expected  # the larger of both directions
+
+
+def test_every_surfel_has_an_area_and_measured_distances_stay():
+    distances = surface.surfel_distances(blobs(1), blobs(2), (1.0, 2.0, 3.0))
+    assert (distances.predicted_areas > 0).all()
+    assert (distances.reference_areas > 0).all()
+    with pytest.raises(FrozenInstanceError):
+        distances.from_predicted = distances.from_reference
 
 
 def test_two_plates_by_hand():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import random
@@ -33,6 +34,7 @@ driving = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(driving)
 
 KILLS = 5
+PATIENCE = 4  # times an undisturbed run: the limit of those beside an arm that never ends
 
 
 @pytest.fixture(scope="module")
@@ -263,14 +265,17 @@ def test_a_grid_whose_driver_is_killed_again_and_again_ends_with_the_table_of_on
 @pytest.mark.slow
 def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_last_words(shelf, grid_folder):
     """Two that are well beside three that are not; ten, of real trainings, are in `python -m benchmarks.grid`: here they would take a minute."""
+    still = grid_folder.with_name("still")  # three that are well, as many at once: how long a run takes on this machine now
+    driving.finished(driving.driver(still, shelf[0].parent, driving.grid(seeds=(0,), folds=("a-to-c",)), at_once=3))
+    limit = math.ceil(PATIENCE * max(row.record.seconds for row in Sweep.open(still).rows()))
     made = driving.grid(arms={"crash": "crash", "die": "die", "hang": "hang", "one": "", "two": ""}, seeds=(0,), folds=("a-to-c",))
-    driving.finished(driving.driver(grid_folder, shelf[0].parent, made, at_once=3, limit_seconds=12))
+    driving.finished(driving.driver(grid_folder, shelf[0].parent, made, at_once=3, limit_seconds=limit))
     sweep = Sweep.open(grid_folder)
     rows = {row.record.arm: row for row in sweep.rows()}
     assert {arm: row.record.state for arm, row in rows.items()} == {"crash": "failed", "die": "failed", "hang": "failed", "one": "done", "two": "done"}
     assert rows["crash"].record.error == "03_training: cell 2: ValueError: a crash on purpose"
     assert rows["die"].record.error.endswith("DeadKernelError: Kernel died")
-    assert rows["hang"].record.error == "03_training: wall-clock limit of 12 s; the kernel was ended"
+    assert rows["hang"].record.error == f"03_training: wall-clock limit of {limit} s; the kernel was ended"
     assert {row.record.host for row in rows.values()} == {platform.node()}
     text = drawn(list(rows.values()))
     assert "3 failed, 2 done" in text
@@ -284,6 +289,21 @@ def test_arms_that_crash_die_or_hang_stop_nothing_else_and_are_named_with_their_
     begins = len(driving.counted(grid_folder, "begin"))
     driving.finished(driving.driver(grid_folder, shelf[0].parent, made))  # nothing is left to do
     assert len(driving.counted(grid_folder, "begin")) == begins
+
+
+@pytest.mark.slow
+def test_a_run_whose_kernel_died_is_done_again_where_that_is_asked_for_from_the_step_that_it_had_done(shelf, grid_folder):
+    made = driving.grid(arms={"die": "die", "one": ""}, seeds=(0,), folds=("a-to-c",))
+    for _ in range(2):  # the second driver finds nothing to do
+        driving.finished(driving.driver(grid_folder, shelf[0].parent, made))
+        die, one = Sweep.open(grid_folder).rows()
+        assert (die.record.state, die.record.attempts, one.record.state, one.record.attempts) == ("failed", 1, "done", 1)
+        assert die.record.error == "03_training: cell 2: nbclient.exceptions.DeadKernelError: Kernel died"
+    driving.finished(driving.driver(grid_folder, shelf[0].parent, made, failed=True))
+    die, one = Sweep.open(grid_folder).rows()
+    assert (die.record.state, die.record.attempts, die.record.error, one.record.attempts) == ("done", 2, "", 1)
+    assert [did for run, did, _ in driving.counted(grid_folder, "step") if run == die.record.name] == ["step-0", "step-1", "step-2"]
+    same(grid_folder, made)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Maps of several layers in one pass, level 2 in space, files that come back as they were, and NIfTI whose lit voxels are where they were planted."""
 
 import json
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ from homelib import MambaHoME, UserError
 from homelib.config import override
 from homelib.data.manifest import Case
 from homelib.data.prepare import prepare
+from homelib.run.predict import windows_of
 from homelib.study.expert_maps import RoutingMaps, expert_maps, layers_of, maps_bytes, routing_maps, token_groups, window_groups
 from homelib.study.map_files import write_nifti
 from homelib.study.trace import trace_routing
@@ -42,6 +44,7 @@ def test_every_layer_in_one_pass_is_what_it_is_alone(network, case, smoke, maps)
         assert alone.dtype == np.float32
         np.testing.assert_allclose(alone.sum(0), 1, atol=1e-5)
         np.testing.assert_allclose(maps[stage, block, level], alone, atol=1e-3)
+    np.testing.assert_allclose(maps[0, 0, 1], expert_maps(network, case, smoke), atol=1e-3)  # where nothing is said
 
 
 def test_both_levels_sum_to_one_and_level_2_has_its_own_experts(smoke, maps):
@@ -76,6 +79,28 @@ def test_winner_and_entropy_follow_from_the_weights(maps):
     assert (maps.winner((0, 0, 2)) == weights.argmax(0)).all()
     expected = -(weights * np.log(np.maximum(weights, 1e-12))).sum(0) / np.log(len(weights))
     np.testing.assert_allclose(maps.entropy((0, 0, 2)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("experts", "dtype"), [(2, np.uint8), (256, np.uint8), (257, np.uint16)])
+def test_the_number_of_any_winner_fits(maps, experts, dtype):
+    weights = np.zeros((experts, 1, 1, 2), np.float16)
+    weights[-1] = 1
+    winner = replace(maps, experts={(0, 0, 1): weights}).winner((0, 0, 1))
+    assert winner.dtype == dtype
+    assert (winner == experts - 1).all()
+
+
+def test_maps_cannot_be_changed_and_say_nothing_that_they_were_not_told(maps):
+    with pytest.raises(FrozenInstanceError):
+        maps.label = None
+    bare = RoutingMaps(maps.image, None, maps.spacing_mm, maps.affine, maps.experts)
+    assert (bare.slots, bare.groups, bare.name, bare.class_names, bare.limits) == ({}, {}, "", (), (0, 1))
+
+
+def test_every_window_is_told_of(network, case, smoke):
+    told = []
+    routing_maps(network, case, smoke, stages=[3], on_window=told.append)
+    assert sum(told) == windows_of(case, smoke).count > 1
 
 
 def test_mirrored_prediction_mirrors_the_maps(network, smoke, case_of):
@@ -116,6 +141,22 @@ def test_memory_is_told_and_grows_with_the_layers(network, case, smoke):
     kept = (maps[0, 0, 1], maps.groups[0], maps.image, maps.label)
     assert few["maps"] == sum(volume.nbytes for volume in kept)
     assert all(all_of[what] > few[what] for what in few)
+    assert maps_bytes(network, case, smoke, iter([(0, 0, 1)])) == few
+
+
+def test_the_memory_of_a_window_is_that_of_each_layer_and_of_all_together(network, case, smoke, monkeypatch):
+    seen, cat = [], torch.cat
+
+    def watched(parts, axis):
+        whole = cat(parts, axis)
+        seen.append(sum(part.nbytes for part in parts) + whole.nbytes)
+        return whole
+
+    monkeypatch.setattr(torch, "cat", watched)
+    settings = override(smoke, {"prediction.window_batch": 2})
+    routing_maps(network, case, settings, stages=[0, 1])
+    monkeypatch.undo()
+    assert maps_bytes(network, case, settings, layers_of(network, [0, 1]))["window"] == max(seen)
 
 
 def test_slots_are_counted_in_the_memory_that_is_told(network, case, smoke, maps):
@@ -171,6 +212,7 @@ def test_maps_come_back_from_their_file_as_they_were(maps, tmp_path):
 
 def test_an_unlabelled_case_comes_back_without_a_label(network, smoke, case_of, tmp_path):
     maps = routing_maps(network, case_of(np.zeros((20, 20, 20))), smoke, stages=[3])
+    assert not maps.slots
     assert RoutingMaps.load(maps.save(tmp_path / "maps.npz")).label is None
 
 

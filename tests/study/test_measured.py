@@ -10,6 +10,7 @@ import pytest
 
 from homelib import UserError, paths
 from homelib.study import measured
+from homelib.study.parity import reference_folder
 from homelib.study.workbook import notebooks
 
 LAYERS = [(0, 0, 1), (0, 0, 2)]
@@ -72,6 +73,8 @@ def test_a_wheel_has_what_the_notebooks_show(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "__file__", str(tmp_path / "homelib" / "paths.py"))
     assert len(measured.networks_over_seeds())
     assert len(measured.said_over_seeds(measured.routing_over_seeds()))
+    assert tmp_path in reference_folder().parents
+    assert len(list(reference_folder().glob("*.npz"))) == 7
     assert all(tmp_path in path.parents for path in notebooks())
 
 

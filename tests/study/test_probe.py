@@ -23,16 +23,16 @@ def test_on_a_data_set_every_case_that_is_not_trained_on_is_measured():
 
 
 def test_the_seconds_of_a_run_are_those_of_its_parts(monkeypatch, own_cache):
-    """10 steps of 2 s with two patches of 0.5 s, validated 4 times; a scan 3 s, the distances 7 s."""
+    """10 steps of 2 s with two patches of 0.5 s, validated 4 times; a scan 3 s, the distances 5 s of one patient and 9 s of the other."""
     clock = iter(range(0, 1000, 3))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr("homelib.run.estimate.estimate", lambda settings, cases: SimpleNamespace(step_seconds=2.0, patch_seconds=0.5))
     monkeypatch.setattr("homelib.run.predict.predict_probabilities", lambda network, case, settings: None)
-    monkeypatch.setattr(module, "_measured", lambda probabilities, case: 7.0)
+    monkeypatch.setattr(module, "_measured", lambda case, classes: {"phantom-a": 5.0, "phantom-c": 9.0}[case.case.id])
     changes = {"training.steps": 10, "training.batch_size": 2, "training.validate_every": 3, "training.accelerator": "cpu"}
     found = module._probe("smoke", {"home": (changes, "c-to-a"), "none": (changes | {"network": "SegMamba"}, "a-to-c")}, {}, None, False)
-    assert found["home"].seconds == 10 * (2 + 2 * 0.5) + (4 * 2 + 1) * 3 + 2 * (3 + 7) + NOTEBOOK_SECONDS
-    assert found["none"].seconds == 10 * (2 + 2 * 0.5) + 4 * 1 * 3 + 2 * (3 + 7) + NOTEBOOK_SECONDS
+    assert found["home"].seconds == 10 * (2 + 2 * 0.5) + (4 * 2 + 1) * 3 + 2 * 3 + 5 + 9 + NOTEBOOK_SECONDS
+    assert found["none"].seconds == 10 * (2 + 2 * 0.5) + 4 * 1 * 3 + 2 * 3 + 5 + 9 + NOTEBOOK_SECONDS
     assert found["home"].gib > found["none"].gib > PROCESS_GIB
 
 

@@ -252,6 +252,12 @@ def test_utilisation_by_hand():
     np.testing.assert_allclose(table["entropy"], np.mean(of) / np.log(3), rtol=1e-6)
 
 
+def test_two_experts_are_a_choice_already():
+    maps = np.array([[0.9, 0.5], [0.1, 0.5]]).reshape(2, 1, 1, 2)
+    of = [-(p * np.log2(p) + (1 - p) * np.log2(1 - p)) for p in (0.9, 0.5)]
+    np.testing.assert_allclose(utilisation(maps)["entropy"], np.mean(of), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("maps", "entropy"),
     [(np.full((4, 2, 2, 2), 0.25), 1.0), (np.eye(2).reshape(2, 1, 1, 2), 0.0), (np.ones((1, 2, 2, 2)), 0.0)],

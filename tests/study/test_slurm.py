@@ -1,20 +1,18 @@
-"""The driver on a real SLURM: Debian's slurm-wlm and munge as a cluster of one node on this machine's loopback, started and ended here.
+"""The driver on a real SLURM: a cluster of one node (`benchmarks.slurm_node`), started and ended here. Of real trainings: `python -m benchmarks.grid slurm`.
 
 One job is queued again by `scontrol requeue` while it runs, one is told USR1 as before a preemption; the table is the same, and no step is done twice.
 """
 
 import importlib.util
 import os
-import shutil
-import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from benchmarks import slurm_node
 from homelib.study.ablate import Sweep
 
 _spec = importlib.util.spec_from_file_location("driving", Path(__file__).with_name("driving.py"))
@@ -22,114 +20,25 @@ driving = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(driving)
 
 ASKED = "HOMELIB_TEST_SLURM"  # a cluster is not started on a user's machine unasked
-LACKING = [name for name in ("slurmctld", "slurmd", "munged", "sbatch", "srun") if shutil.which(name) is None]
-IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-WHY = f"needs {', '.join(LACKING)}: apt-get install slurm-wlm munge" if LACKING else "needs root, as which a cluster's daemons run"
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not os.environ.get(ASKED), reason=f"starts a SLURM cluster on this machine, on demand alone: {ASKED}=1"),
-    pytest.mark.skipif(bool(LACKING) or not IS_ROOT, reason=WHY),
+    pytest.mark.skipif(bool(slurm_node.why_not()), reason=slurm_node.why_not()),
 ]
-
-CONFIGURATION = """
-ClusterName=one
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmdPort={other_port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SchedulerParameters=batch_sched_delay=1,sched_interval=5
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
-MailProg=/bin/true
-KillWait=10
-JobRequeue=1
-ReturnToService=2
-SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=3 RealMemory=4000 State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def told(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of one node, ready for jobs. Its folder is not pytest's, which munge finds too private."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    folder.chmod(0o755)
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
-    (folder / "munge.key").write_bytes(os.urandom(128))
-    (folder / "munge.key").chmod(0o400)
-    host, (port, other_port) = socket.gethostname().split(".")[0], free_ports(2)
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, host=host, port=port, other_port=other_port))
-    files = {name: folder / f"munge.{name}" for name in ("key", "socket", "pid", "log", "seed")}
-    munge = [f"--{name}-file={path}" for name, path in files.items() if name != "socket"]
-    commands = [
-        ["munged", "--foreground", "--force", f"--socket={files['socket']}", *munge],
-        ["slurmctld", "-D", "-i"],
-        ["slurmd", "-D", "-N", host],
-    ]
-    daemons = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-        patch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
-        try:
-            for command in commands:
-                with open(folder / f"{command[0]}.log", "w") as log:
-                    daemons.append(subprocess.Popen(command, stdout=log, stderr=log))
-                time.sleep(1)
-            try:
-                driving.wait_for(lambda: told("sinfo", "--noheader", "--format=%T") == "idle", seconds=60)
-            except AssertionError:
-                logs = "\n".join(f"{path.name}: {path.read_text()[-600:]}" for path in sorted(folder.glob("*.log")))
-                pytest.fail(f"the cluster did not come up\n{logs}")
-            yield folder
-        finally:
-            subprocess.run(["scancel", "--me"], check=False, capture_output=True)
-            for daemon in reversed(daemons):
-                daemon.terminate()
-            for daemon in daemons:
-                try:
-                    daemon.wait(15)
-                except subprocess.TimeoutExpired:
-                    daemon.kill()
-            shutil.rmtree(folder, ignore_errors=True)
+    with slurm_node.cluster(cpus=3):
+        yield
 
 
 def job_of(folder: Path, run: str) -> str | None:
-    """The job in which a run's kernel lives, by the kernel's environment; None where none does."""
-    for kernel in [kernel for name, _, kernel in driving.counted(folder) if name == run and driving.alive(kernel)]:
-        environment = dict(item.split("=", 1) for item in Path(f"/proc/{kernel}/environ").read_text().split("\0") if "=" in item)
-        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return None
+    """The job in which a run's kernel lives; None where none does."""
+    kernels = [kernel for name, _, kernel in driving.counted(folder) if name == run and driving.alive(kernel)]
+    return slurm_node.job_of(kernels[0]) if kernels else None
 
 
 def test_the_grid_on_slurm_with_one_job_queued_again_and_one_preempted_ends_with_the_same_table(cluster, tmp_path):
@@ -150,11 +59,9 @@ def test_the_grid_on_slurm_with_one_job_queued_again_and_one_preempted_ends_with
             run, job = at_work()
             subprocess.run([*command, job], check=False)  # scancel may say that the job, which stops already, can not be altered
             interrupted.append(run)
-        # a job that is queued again may not begin for two minutes
         until = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < until:
-            for waiting in told("squeue", "--me", "--noheader", "--array", "--states=PENDING", "--format=%i").split():
-                subprocess.run(["scontrol", "update", f"JobId={waiting}", "StartTime=now"], check=False, capture_output=True)
+            slurm_node.begin_what_waits()
             time.sleep(2)
         driving.finished(process, seconds=1)
     finally:

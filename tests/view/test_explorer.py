@@ -399,6 +399,9 @@ def test_the_figure_is_what_the_canvas_shows(explorer, case):
     assert above.images[0].get_extent() == [0, 24, 30, 0]
     heights = [float(v) for maps in (case.experts[0, 0, 1], case.slots[0, 0], case.experts[0, 0, 2]) for v in maps[(slice(None), *explorer.state.voxel)]]
     assert sorted(bar.get_height() for bar in below.patches) == sorted(heights)
+    assert below.get_ylim()[1] > 1, "shares of all panels on one scale"
+    (outlines,) = figure.legends
+    assert [text.get_text() for text in outlines.get_texts()] == [name.replace("_", " ") for name in case.class_names[1:]]
 
 
 def test_the_figure_of_a_weight_has_its_scale(explorer, case):

@@ -1,5 +1,7 @@
 """Figures: where a planted voxel lands on the drawn page, and that every panel, letter, colour, bar and number is the one that was handed in."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -100,9 +102,9 @@ def test_a_millimetre_is_as_long_across_as_up(ax, image, plane, across, up):
     assert (right - corner)[0] / abs((down - corner)[1]) == pytest.approx(across / up)
 
 
-@pytest.mark.parametrize(("plane", "across"), [("axial", 2), ("coronal", 2), ("sagittal", 3)])
+@pytest.mark.parametrize(("plane", "across"), [("axial", 4), ("coronal", 4), ("sagittal", 6)])
 def test_the_bar_is_50_mm_long_and_says_so(ax, image, plane, across):
-    plots.show_slice(ax, image, plane, 5, spacing_mm=SPACING_MM)
+    plots.show_slice(ax, image, plane, 5, spacing_mm=(4.0, 6.0, 10.0))
     (bar,) = ax.lines
     start, end = bar.get_xdata()
     assert end - start == pytest.approx(50 / across)
@@ -116,14 +118,14 @@ def test_the_bar_can_be_left_out(ax, image):
     assert "50 mm" not in shown_texts(ax)
 
 
-@pytest.mark.parametrize(("voxels", "length_mm"), [(6, 10), (12, 20), (25, 20), (60, 50)])
+@pytest.mark.parametrize(("voxels", "length_mm"), [(6, 5), (12, 10), (25, 20), (60, 50)])
 def test_the_bar_stays_inside_the_picture_whatever_its_width(ax, voxels, length_mm):
     plots.show_slice(ax, np.zeros((voxels, voxels, voxels)), "axial", 3, spacing_mm=(2.0, 2.0, 2.0))
     ax.figure.canvas.draw()
     assert ax.get_xlim() == (-0.5, voxels - 0.5)
     assert ax.get_ylim() == (voxels - 0.5, -0.5)
     (bar,) = ax.lines
-    assert bar.get_xdata().max() <= voxels - 0.5
+    assert bar.get_xdata().max() < (voxels - 1) / 2, "it would reach the letter in the middle"
     assert np.ptp(bar.get_xdata()) * 2.0 == pytest.approx(length_mm)
     assert f"{length_mm} mm" in shown_texts(ax)
 
@@ -137,8 +139,8 @@ def test_limits_are_those_given_or_the_volumes_own(ax, image):
     assert np.array_equal(given.get_array(), plots.slice_of(image, "axial", 5))
 
 
-@pytest.mark.parametrize(("wide", "bar"), [(400, 50), (55, 20), (2.5, 2), (1.5, 1)])
-def test_a_bar_is_shorter_than_its_picture(wide, bar):
+@pytest.mark.parametrize(("wide", "bar"), [(400, 50), (119, 20), (55, 20), (6, 2), (1.5, 1)])
+def test_a_bar_is_shorter_than_half_its_picture(wide, bar):
     assert plots.bar_mm(wide) == bar
 
 
@@ -245,7 +247,7 @@ def test_history_curves_show_loss_median_rate_and_dice(history):
     assert (dice.get_xdata().tolist(), dice.get_ydata().tolist()) == ([3, 6], [0.2, 0.6])
     assert right.get_ylim() == (0, 1)
     assert rate.lines[0].get_ydata().tolist() == history["learning_rate"].tolist()
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["training patient dice"]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["training patient Dice"]
     assert figure.get_suptitle() == "a-to-c"
 
 
@@ -332,3 +334,32 @@ def test_what_is_no_class_has_no_colour():
     shown = ax.images[0].get_array()
     assert (~np.ma.getmaskarray(shown)).sum() == 4
     assert set(shown.compressed()) == {1}
+
+
+def test_a_legend_of_dice_lies_off_the_curves(history):
+    figure = plots.history_curves(history, title="x")
+    drawn(figure)
+    right = figure.axes[1]
+    assert right.get_legend().get_window_extent().y0 >= right.get_window_extent().y1
+
+
+def test_few_steps_are_counted_in_whole_numbers(ax):
+    ax.plot(range(4), range(4))
+    plots.whole_steps(ax)
+    drawn(ax.figure)
+    assert [tick for tick in ax.get_xticks() if tick != round(tick)] == []
+
+
+@pytest.mark.parametrize(("values", "between"), [([1.72, 1.90], True), ([0.5, 200], False)])
+def test_a_logarithmic_axis_has_plain_numbers(ax, values, between):
+    ax.plot([0, 1], values)
+    ax.set_yscale("log")
+    plots.plain_numbers(ax, "y")
+    drawn(ax.figure)
+    major, minor = ([label.get_text() for label in ax.yaxis.get_ticklabels(which=which) if label.get_text()] for which in ("major", "minor"))
+    assert bool(minor) is between
+    assert all(re.fullmatch(r"[0-9.]+", number) for number in major + minor)
+
+
+def test_a_column_of_a_history_is_told_in_words():
+    assert plots.column_name("training_patient_dice") == "training patient Dice"

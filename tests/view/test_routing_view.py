@@ -320,7 +320,7 @@ def test_a_lift_with_a_small_p_has_a_star():
 def test_without_a_band_nothing_is_framed():
     ax = routing_charts.lift_matrix(lifts(), title="Lift").axes[0]
     assert not framed(ax)
-    assert ax.get_xlabel() == "expert"
+    assert ax.get_xlabel() == "expert\nnumbers: lift"
 
 
 @pytest.fixture
@@ -535,6 +535,25 @@ def test_story_shows_one_slice_and_the_two_experts_that_differ_most_over_it(imag
     assert np.array_equal(shown[4].images[1].get_array(), plots.slice_of(some, "coronal", 11))
     assert shown[3].images[1].get_clim() == shown[4].images[1].get_clim() == (0, most.max())
     assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava"}
+
+
+def test_the_first_look_shows_scan_reference_prediction_and_winner_in_three_planes(case, image, label):
+    predicted, place = np.roll(label, 1, axis=0), (0, 1, 2)
+    figure = routing.first_look(case, predicted, place, title="never seen")
+    drawn(figure)
+    lines = np.array(panels(figure)).reshape(3, 4)
+    assert [ax.get_title().split(",")[0] for ax in lines[0]] == ["scan", "reference", "prediction", "winning expert"]
+    winner = case.experts[place].argmax(0)
+    for line, (plane, index) in zip(lines, plots.best_slices(label).items(), strict=True):
+        assert line[0].get_ylabel() == f"{plane}, slice {index}"
+        assert all(np.array_equal(ax.images[0].get_array(), plots.slice_of(image, plane, index)) for ax in line)
+        for ax, volume in zip(line[1:3], (label, predicted), strict=True):
+            assert np.array_equal(ax.images[1].get_array().filled(0), plots.slice_of(volume, plane, index))
+        assert np.array_equal(line[3].images[1].get_array(), plots.slice_of(winner, plane, index))
+        assert line[3].collections, "the reference's outlines"
+    assert set(legend_entries(figure)) == {"liver", "spleen", "inferior vena cava", *(f"expert {e}" for e in range(4))}
+    with pytest.raises(UserError, match="found no label"):
+        routing.first_look(Routed("x", image, case.experts, SPACING_MM, (-175, 250)), predicted, place, title="")
 
 
 def test_group_strips_shows_the_middle_of_each_plane():

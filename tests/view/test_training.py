@@ -64,3 +64,13 @@ def test_predictions_stand_in_order_before_the_reference(count, titles):
         np.random.default_rng(0).normal(size=reference.shape), reference, samples, spacing_mm=(1, 1, 1), class_names=("b", "liver"), limits=(0, 1), title="x"
     )
     assert [ax.get_title() for ax in figure.axes] == [*(f"after {step} steps" for step in titles), "reference"]
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda history: training.live_curves({"one": history}, steps=4), lambda history: training.effort_curves(history, patches_a_step=1, title="x")]
+)
+def test_few_steps_are_counted_in_whole_numbers(history, draw):
+    figure = draw(history.head(4))
+    figure.canvas.draw()
+    ticks = [tick for ax in figure.axes for tick in ax.get_xticks()]
+    assert ticks == [round(tick) for tick in ticks]

@@ -49,7 +49,9 @@ def selective_scan(
         return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-def _check_shapes(u, delta, A, B, C, D, z, delta_bias) -> None:
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None
+) -> None:
     if u.dim() != 3 or not u.numel():
         raise UserError(f"u: found shape {tuple(u.shape)}, expected (B, D, L) with at least one item, channel and token.")
     batch, channels, tokens = u.shape

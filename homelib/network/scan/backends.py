@@ -10,6 +10,7 @@ import functools
 import importlib
 import logging
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -95,7 +96,7 @@ def report(device: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def undisturbed():
+def undisturbed() -> Iterator[None]:
     """Leaves outside whatever the caller is doing: autocast, inference, tracing, counting of operations."""
     with contextlib.ExitStack() as stack:
         for quiet in (_disable_current_modes(), torch.inference_mode(False), torch.enable_grad()):
@@ -123,7 +124,7 @@ def health(name: str, device: str) -> Health:
         return Health(False, f"fails on a small case: {_first_line(error)}")
 
 
-def _parity(scan, device: str) -> Health:
+def _parity(scan: Callable[..., Tensor], device: str) -> Health:
     found, expected = (_results(f, _tiny_case(device)) for f in (scan, reference.scan))
     for name in expected:
         error = ((found[name] - expected[name]).abs().max() / expected[name].abs().max()).item()
@@ -132,7 +133,7 @@ def _parity(scan, device: str) -> Health:
     return Health(True)
 
 
-def _results(scan, given: dict[str, Tensor]) -> dict[str, Tensor]:
+def _results(scan: Callable[..., Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
     """y and every gradient, for one fixed direction."""
     given = {name: t.requires_grad_() for name, t in given.items()}
     y = scan(*given.values(), True)
@@ -160,7 +161,7 @@ def _fastest(names: tuple[str, ...], device: str) -> str:
     if len(names) == 1:
         return names[0]
     seconds = _race(device)
-    best = min(names, key=seconds.get)
+    best = min(names, key=seconds.__getitem__)
     return best if seconds[names[0]] > MARGIN * seconds[best] else names[0]
 
 

@@ -8,6 +8,8 @@ recomputes the rest, block by block from the end.
 Letters as in `reference`; g is the gradient of the state h.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -20,8 +22,10 @@ ELSEWHERE = 2**22  # ... and a GPU when there is enough to fill it
 MAX_TOKENS = 4096
 
 
-def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
-    """Same arguments and result as `reference.scan`."""
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool
+) -> Tensor:
+    """Same arguments and result, (B, D, L), as `reference.scan`."""
     steps = step_sizes(delta, delta_bias, delta_softplus)
     kind = steps.dtype
     y = _BlockedScan.apply(u.to(kind), steps, A.to(kind), B.to(kind), C.to(kind))
@@ -37,8 +41,8 @@ def block_layout(device: str, batch: int, channels: int, state: int) -> tuple[in
 
 class _BlockedScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C):
-        steps, runs = block_layout(u.device.type, *u.shape[:2], A.shape[1])
+    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        steps, runs = block_layout(u.device.type, u.shape[0], u.shape[1], A.shape[1])
         h = u.new_zeros(u.shape[0], *A.shape)
         outputs, borders = [], []
         for block in _blocks(u.shape[-1], steps * runs):
@@ -52,7 +56,7 @@ class _BlockedScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         u, delta, A, B, C, borders = ctx.saved_tensors
         steps, runs = ctx.layout
         du, ddelta, dB, dC = (torch.empty_like(t) for t in (u, delta, B, C))
@@ -82,11 +86,13 @@ class _BlockedScan(torch.autograd.Function):
         return du, ddelta, dA, dB, dC
 
 
-def _blocks(tokens: int, block: int):
+def _blocks(tokens: int, block: int) -> list[slice]:
     return [slice(start, min(start + block, tokens)) for start in range(0, tokens, block)]
 
 
-def _block_states(u, delta, A, B, block, steps, runs, h0):
+def _block_states(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, block: slice, steps: int, runs: int, h0: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """States (T, B, D, N) of one block, its decays exp(delta A) of that shape, and its inputs delta u (T, B, D)."""
     delta_t, u_t = (t[..., block].permute(2, 0, 1) for t in (delta, u))
     inputs = delta_t * u_t

@@ -5,6 +5,7 @@ As it counts a matrix product: an addition and a multiplication are one each. An
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -27,9 +28,9 @@ def register(name: str) -> None:
     operators = getattr(torch.ops, namespace)
 
     @register_flop_formula(getattr(operators, op))
-    def forward(u, delta, A, *rest, **also) -> int:
+    def forward(u: Sequence[int], delta: Sequence[int], A: Sequence[int], *rest: Any, **also: Any) -> int:
         return scan_flops(u, A[1])
 
     @register_flop_formula(getattr(operators, op + "_backward"))
-    def backward(dy, u, delta, A, *rest, **also) -> int:
+    def backward(dy: Sequence[int], u: Sequence[int], delta: Sequence[int], A: Sequence[int], *rest: Any, **also: Any) -> int:
         return scan_flops(u, A[1], per_state=STATE_BACK, per_token=TOKEN_BACK)

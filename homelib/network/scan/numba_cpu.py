@@ -31,8 +31,10 @@ LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
-def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
-    """Same arguments and result as `reference.scan`, for CPU tensors; the state is float32."""
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool
+) -> Tensor:
+    """Same arguments and result, (B, D, L), as `reference.scan`, for CPU tensors; the state is float32."""
     tensors = [None if t is None else t.float() for t in (u, delta, A, B, C, D, z, delta_bias)]
     y, _ = _scan(*tensors, delta_softplus, will_differentiate(*tensors))
     return y.to(u.dtype)
@@ -93,12 +95,12 @@ def _run(kernel, inputs: tuple[Tensor, ...], flags: tuple[bool, bool], results: 
     In pieces: once from zero states, to learn what leaves each piece; the pieces are chained; and again with the states that enter.
     """
     u, A = inputs[0], inputs[2]
-    threads = torch.get_num_threads()
-    compiled, pieces = _compiled(kernel, len(results), lanes_for(*u.shape[:2], threads)), pieces_for(*u.shape, threads)
-    enters, leaves = (u.new_zeros(u.shape[0], pieces, A.shape[1], A.shape[0]) for _ in range(2))
-    elapsed = u.new_empty(u.shape[0], pieces, A.shape[0])  # sum of a piece's step sizes
+    (batch, channels, tokens), state, threads = u.shape, A.shape[1], torch.get_num_threads()
+    compiled, pieces = _compiled(kernel, len(results), lanes_for(batch, channels, threads)), pieces_for(batch, channels, tokens, threads)
+    enters, leaves = (u.new_zeros(batch, pieces, state, channels) for _ in range(2))
+    elapsed = u.new_empty(batch, pieces, channels)  # sum of a piece's step sizes
     arrays = [t.detach().numpy() for t in (*inputs, *results, enters, leaves, elapsed)]
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # Numba's settings come to be as it loads
     compiled(*flags, *arrays)
     if pieces > 1:
         decay = torch.exp(A.T * elapsed[:, :, None])

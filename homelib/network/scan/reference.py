@@ -23,7 +23,7 @@ def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -
 
 
 def skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    """(y + D u) * silu(z), computed as `y` is, at least float32, and returned in the type of `u`."""
+    """(y + D u) * silu(z), all (B, D, L) but D (D,): computed as `y` is, at least float32, and returned in the type of `u`."""
     if D is not None:
         y = y + D[:, None] * u.to(y.dtype)
     if z is not None:
@@ -31,8 +31,13 @@ def skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> T
     return y.to(u.dtype)
 
 
-def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
-    """The plain loop. `unbind` and not `u[..., t]`: the backward pass of an index fills a whole tensor of zeros a token, which makes it quadratic in L."""
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool
+) -> Tensor:
+    """The plain loop: y (B, D, L) of u, delta and z (B, D, L), A (D, N), B and C (B, N, L), D and delta_bias (D,), as `homelib.selective_scan` takes them.
+
+    `unbind` and not `u[..., t]`: the backward pass of an index fills a whole tensor of zeros a token, which makes it quadratic in L.
+    """
     steps = step_sizes(delta, delta_bias, delta_softplus)
     inputs, A = steps * u, A.to(steps.dtype)
     h = inputs.new_zeros(*A.shape) + 0 * inputs[:, :, :1]  # (B, D, N)

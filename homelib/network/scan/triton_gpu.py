@@ -28,8 +28,10 @@ WARPS, WARPS_BACKWARD = 4, 8  # of a program; with 4 the backward pass has too f
 CHAIN = (64, 32)  # chunks and numbers of state that a program of phase 2 takes at a time
 
 
-def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
-    """Same arguments and result as `reference.scan`, for CUDA tensors; the state is float32."""
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool
+) -> Tensor:
+    """Same arguments and result, (B, D, L), as `reference.scan`, for CUDA tensors; the state is float32."""
     tensors = u, delta, A.float().contiguous(), B, C, D, z, delta_bias
     y, _ = _scan(*tensors, delta_softplus, will_differentiate(*tensors))
     return y
@@ -89,8 +91,8 @@ def _enters(given, values: Tensor, *, reverse: bool) -> Tensor:
         REVERSE=reverse, HAS_Z=flags["HAS_Z"], HAS_BIAS=flags["HAS_BIAS"], SOFTPLUS=softplus, **shapes, num_warps=WARPS,
     )  # fmt: skip
     rows, columns = CHAIN
-    grid = (triton.cdiv(state * channels, columns), batch)
-    _chain_chunks[grid](ends, elapsed, A, enters, chunks, state, channels, REVERSE=reverse, ROWS=rows, COLUMNS=columns, num_warps=WARPS)
+    places = (triton.cdiv(state * channels, columns), batch)
+    _chain_chunks[places](ends, elapsed, A, enters, chunks, state, channels, REVERSE=reverse, ROWS=rows, COLUMNS=columns, num_warps=WARPS)
     return enters
 
 
