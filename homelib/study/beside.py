@@ -1,6 +1,6 @@
 """What figures of predictions are drawn from: a patient's volumes turned one way, our run's labels and, beside them, those of other models' runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,19 +59,26 @@ def others_of(told: str | Sequence[str], demos: Mapping[str, DemoRun]) -> dict[s
     Raises:
         UserError: no run there, or one of other patients.
     """
-    folders = [part.strip() for part in told.split(",")] if isinstance(told, str) else told
     found: dict[str, dict[str, Run]] = {direction: {} for direction in demos}
-    for run in (Run.open(folder) for folder in folders if folder):
+    for run in runs_told(told):
         directions = [direction for direction, demo in demos.items() if _patients(run.settings) == _patients(demo.settings)]
         if not directions:
             expected = " or ".join(_patients(demo.settings) for demo in demos.values())
             raise UserError(f"others: {run.folder}: found a run of {_patients(run.settings)}, expected {expected}. Leave it out.")
         for direction in directions:
-            name: str = run.settings.network
-            if name in (demos[direction].settings.network, *found[direction]):
-                name = f"{name} ({run.name})"
-            found[direction][name] = run
+            found[direction][name_apart(run, (demos[direction].settings.network, *found[direction]))] = run
     return found
+
+
+def runs_told(told: str | Sequence[str]) -> list[Run]:
+    """Runs by their folders, in a list or with commas between. Raises UserError where one holds none."""
+    folders = [part.strip() for part in told.split(",")] if isinstance(told, str) else told
+    return [Run.open(folder) for folder in folders if folder]
+
+
+def name_apart(run: Run, taken: Collection[str]) -> str:
+    """A run's network, with its folder's name where another has the same."""
+    return f"{run.settings.network} ({run.name})" if run.settings.network in taken else run.settings.network
 
 
 def measure_beside(demo: DemoRun, others: Mapping[str, Run], *, baselines: bool = True) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """One run on prepared data sets, for the grids that name some: trained on the cases of a fold, measured on those that it left out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..run.named import predicted_names_of, to_classes
 from ..run.pairs import Measure, Pair, measure_pairs
 from ..run.predict_all import Ensemble, predict_all
 from ..run.train import fit
-from .beside import Shown, shown
+from .beside import Shown, name_apart, runs_told, shown
 from .routing_log import watch_of
 
 METRICS = ("dice", "hd95")
@@ -47,8 +47,7 @@ def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
     Raises:
         UserError: no such case, or one that cannot be predicted or measured.
     """
-    settings, tables = run.settings, []
-    left_out = {*settings.data.validation_cases, *settings.data.test_cases}
+    settings, tables, left_out = run.settings, [], _left_out(run)
     ensemble = Ensemble.of([run.folder])
     for name, root in data.items():
         manifest = load_manifest(name)
@@ -77,16 +76,47 @@ def measured_on(run: Run, data: Mapping[str, str]) -> pd.DataFrame:
     return rows
 
 
-def shown_on(run: Run, data: Mapping[str, str], case_id: str) -> Shown:
-    """A case as `measured_on` has left it, for figures. Raises UserError for one that it has not measured."""
+def others_on(told: str | Sequence[str], run: Run) -> dict[str, Run]:
+    """Runs of other models that have measured the cases that ours left out, by name: the network's, with the folder's where two have the same.
+
+    Raises UserError for a folder without a run, and for one that left out other cases.
+    """
+    expected, found = _left_out(run), dict[str, Run]()
+    for other in runs_told(told):
+        if _left_out(other) != expected:
+            raise UserError(f"others: {other.folder}: found a run that left out {_few(_left_out(other))}, expected {_few(expected)}. Leave it out.")
+        found[name_apart(other, (run.settings.network, *found))] = other
+    return found
+
+
+def metrics_beside(metrics: pd.DataFrame, others: Mapping[str, Run]) -> pd.DataFrame:
+    """The rows of our run, then those of others, each under its name."""
+    return pd.concat([metrics, *(other.metrics.assign(method=name) for name, other in others.items())], ignore_index=True)
+
+
+def shown_on(run: Run, data: Mapping[str, str], case_id: str, *, others: Mapping[str, Run] | None = None) -> Shown:
+    """A case as `measured_on` has left it, for figures, with what other runs have predicted. Raises UserError for one that a run has not predicted."""
+    runs = {run.settings.network: run} | dict(others or {})
     for name, root in data.items():
         manifest = load_manifest(name)
         case = next((case for case in find_cases(manifest, root).cases if case.id == case_id and case.label is not None), None)
-        if case is not None and (file := _pair(case, run).predicted).exists():
-            seen = shown(case, {run.settings.network: file})
-            names = predicted_names_of(run.predictions, manifest)  # of the union, where the run has several data sets
-            return replace(seen, predicted={method: to_classes(label, names, seen.class_names) for method, label in seen.predicted.items()})
-    raise UserError(f"{run.predictions}: no prediction of {case_id}; measure the run first.")
+        if case is None:
+            continue
+        files = {method: _pair(case, one).predicted for method, one in runs.items()}
+        if missing := [file for file in files.values() if not file.exists()]:
+            raise UserError(f"{missing[0]}: no such file, expected a prediction of {case_id}; measure the run first.")
+        seen = shown(case, files)
+        named = {method: predicted_names_of(one.predictions, manifest) for method, one in runs.items()}  # of the union, where a run has several data sets
+        return replace(seen, predicted={method: to_classes(label, named[method], seen.class_names) for method, label in seen.predicted.items()})
+    raise UserError(f"{case_id}: no labelled case of {', '.join(data)}.")
+
+
+def _left_out(run: Run) -> frozenset[str]:
+    return frozenset((*run.settings.data.validation_cases, *run.settings.data.test_cases))
+
+
+def _few(cases: Collection[str]) -> str:
+    return ", ".join(sorted(cases)[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "") or "nothing"
 
 
 def _pair(case: Case, run: Run) -> Pair:

@@ -21,6 +21,7 @@ from ..config import IGNORE
 
 # Okabe and Ito's colours, then two that stay apart from them; background first
 CLASS_COLOURS = ["#000000", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#FF3B3B", "#56B4E9", "#B8B8FF", "#8C564B"]
+EDGE = [withStroke(linewidth=1.5, foreground="black")]  # around what is white, so that it is read over bone too
 PLANES = {  # plane -> (fixed axis, letters at left, right, top, bottom)
     "axial": (2, "RLAP"),
     "coronal": (1, "RLSI"),
@@ -49,7 +50,7 @@ def bar_mm(wide_mm: float) -> int:
 def plane_letters(ax: Axes, plane: str) -> None:
     """Which way is right, left, front, back, up and down, at the edges of a slice."""
     told: dict[str, Any] = {"color": "white", "fontsize": 7, "fontweight": "bold"}  # a thin L loses its foot between two pixels, and reads I
-    told |= {"transform": ax.transAxes, "path_effects": [withStroke(linewidth=1.5, foreground="black")]}
+    told |= {"transform": ax.transAxes, "path_effects": EDGE}
     for letter, (x, y, ha, va) in zip(
         PLANES[plane][1],
         [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")],
@@ -82,8 +83,9 @@ def show_slice(
         rows, columns = picture.shape
         length_mm = bar_mm(columns * across)
         left, bottom = columns * 0.04 - 0.5, rows * 0.95 - 0.5  # a picture begins half a voxel before the first one's centre
-        ax.plot([left, left + length_mm / across], [bottom] * 2, color="white", lw=2)
-        ax.text(left, bottom - rows * 0.02, f"{length_mm} mm", color="white", fontsize=6, va="bottom")
+        around = [withStroke(linewidth=3.5, foreground="black")]
+        ax.plot([left, left + length_mm / across], [bottom] * 2, color="white", lw=2, solid_capstyle="butt", path_effects=around)
+        ax.text(left, bottom - rows * 0.02, f"{length_mm} mm", color="white", fontsize=6, va="bottom", path_effects=EDGE)
 
 
 def show_label(ax: Axes, label: np.ndarray, plane: str, index: int, *, spacing_mm: Sequence[float], classes: int, alpha: float = 0.55) -> None:

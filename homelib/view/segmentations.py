@@ -20,14 +20,14 @@ VIEWS = {"from the front": (1, -1), "from the patient's left": (0, 1)}  # axis l
 
 
 def contours(ax: Axes, label: np.ndarray, plane: str, index: int, *, classes: int, width: float = 1.2) -> None:
-    """The outline of every class of a label (D, H, W) over a slice that is shown already; what is no class has none."""
-    picture = slice_of(label, plane, index)
+    """The outline of every class of a label (D, H, W) over a slice that is shown already, closed where the picture ends; what is no class has none."""
+    picture = np.pad(slice_of(label, plane, index), 1)
     colours = class_colours(classes)
+    ax.autoscale(False)  # the picture stays as large as it is
     for value in np.unique(picture[(picture > 0) & (picture < classes)]):
-        rows, columns = (slice(max(0, found.min() - 1), found.max() + 2) for found in np.nonzero(picture == value))  # the outline needs no more
-        y, x = (np.arange(n)[part] for n, part in zip(picture.shape, (rows, columns), strict=True))
-        if len(x) > 1 and len(y) > 1:
-            ax.contour(x, y, picture[rows, columns] == value, levels=[0.5], colors=[colours[int(value)]], linewidths=width)
+        rows, columns = (slice(found.min() - 1, found.max() + 2) for found in np.nonzero(picture == value))  # the outline needs no more
+        y, x = (np.arange(n)[part] - 1 for n, part in zip(picture.shape, (rows, columns), strict=True))
+        ax.contour(x, y, picture[rows, columns] == value, levels=[0.5], colors=[colours[int(value)]], linewidths=width)
 
 
 def slices_through(label: np.ndarray, index: int) -> dict[str, int]:
@@ -89,7 +89,7 @@ def error_maps(
     spacing_mm: Sequence[float],
     limits: tuple[float, float],
     title: str,
-    at: dict,
+    at: dict[str, int],
 ) -> Figure:
     """Where each of `labels` (D, H, W) is right, misses, invents or confuses: a row each, three planes."""
     figure, axes = plt.subplots(len(labels), 3, figsize=(9, 2.9 * len(labels) + 0.7), layout="constrained", squeeze=False)
@@ -100,7 +100,9 @@ def error_maps(
             show_slice(ax, image, plane, at[plane], spacing_mm=spacing_mm, limits=limits)
             across, up = [s for axis, s in enumerate(spacing_mm) if axis != PLANES[plane][0]]
             picture = np.ma.masked_equal(slice_of(errors, plane, at[plane]), 0)
-            ax.imshow(picture, cmap=colours, vmin=0.5, vmax=4.5, alpha=0.6, aspect=up / across, interpolation="nearest")
+            ax.imshow(picture, cmap=colours, vmin=0.5, vmax=4.5, alpha=0.75, aspect=up / across, interpolation="nearest")
+            if name == next(iter(labels)):
+                ax.set_title(f"{plane}, slice {at[plane]}", fontsize=9)
         line[0].set_ylabel(name, fontsize=10)
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=[Patch(color=colour, label=name) for name, colour in ERRORS.items()], loc="outside lower center", ncols=4, fontsize=8, frameon=False)
@@ -108,7 +110,10 @@ def error_maps(
 
 
 def class_distributions(rows: pd.DataFrame, metric: str, *, unit: str, title: str) -> Figure:
-    """Every case's value by class, a colour a method, with the median as a bar; from tidy rows. Cases of a class that is nowhere have no point."""
+    """Every case's value by class, a colour a method, with the median as a bar; from tidy rows. Cases of a class that is nowhere have no point.
+
+    The axis goes from 0 to 1 or beyond, so that figures of several runs can be laid beside each other.
+    """
     kept = rows[(rows["metric"] == metric) & (rows["class"] != "background")]
     classes, methods = list(dict.fromkeys(kept["class"])), list(dict.fromkeys(kept["method"]))
     figure, ax = plt.subplots(figsize=(10, 3.6), layout="constrained")
@@ -123,8 +128,8 @@ def class_distributions(rows: pd.DataFrame, metric: str, *, unit: str, title: st
                 ax.plot([x - 0.3 / len(methods), x + 0.3 / len(methods)], [np.median(values)] * 2, color=colour, lw=2)
     ax.set_xticks(range(len(classes)), [name.replace("_", " ") for name in classes], fontsize=8)
     ax.set_ylabel(unit)
-    if metric == "dice":
-        ax.set_ylim(-0.02, 1.02)  # all of its range, so that figures can be compared
+    top = max(1.0, kept["value"].max())
+    ax.set_ylim(min(-0.03 * top, kept["value"].min()), 1.03 * top)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, ncols=len(methods), loc="upper center", bbox_to_anchor=(0.5, -0.1))
     ax.set_title(title, fontsize=10)

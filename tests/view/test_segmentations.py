@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from homelib.view import segmentations as view
-from homelib.view.plots import PLANES, class_colours
+from homelib.view.plots import PLANES, class_colours, show_slice
 
 NAMES = ("background", "liver", "spleen")
 ABOUT = {"spacing_mm": (1.0, 1.0, 2.0), "limits": (0, 1)}
@@ -50,8 +50,29 @@ def test_a_row_a_plane_and_a_column_for_the_scan_and_each_label(label):
     assert outlined[0][1] == outlined[0][2] == 1  # that slice shows one class
     figure = view.error_maps(image, label, {"ours": label, "nothing": label * 0}, title="t", at=at, **ABOUT)
     assert len(figure.axes) == 2 * len(PLANES)
+    assert [ax.get_title() for ax in figure.axes] == [*(f"{plane}, slice {at[plane]}" for plane in PLANES), "", "", ""]
     assert set(figure.axes[0].images[1].get_array().compressed().tolist()) == {1}
     assert set(figure.axes[3].images[1].get_array().compressed().tolist()) == {2}
+
+
+def test_an_outline_is_closed_where_the_picture_ends_and_the_picture_keeps_its_size(label):
+    whole = np.ones_like(label)
+    ax = plt.figure().add_subplot()
+    show_slice(ax, whole, "axial", 5, spacing_mm=(1.0, 1.0, 2.0))
+    size = ax.get_xlim(), ax.get_ylim()
+    view.contours(ax, whole, "axial", 5, classes=3)
+    (path,) = ax.collections[0].get_paths()
+    assert (path.vertices[0] == path.vertices[-1]).all()
+    assert path.get_extents().bounds == (-0.5, -0.5, 12, 14)
+    assert (ax.get_xlim(), ax.get_ylim()) == size
+
+
+def test_shares_have_one_axis_in_every_figure():
+    for most, top in ((0.1, 1.03), (40.0, 41.2)):
+        rows = pd.DataFrame({"class": "a", "method": "x", "metric": "m", "value": [0.0, np.nan, most]})
+        (ax,) = view.class_distributions(rows, "m", unit="", title="t").axes
+        assert ax.get_ylim()[1] == pytest.approx(top)
+        assert ax.get_ylim()[0] < 0
 
 
 def test_every_case_is_a_point(label):
