@@ -264,6 +264,7 @@ except TypeError as error:
 """
 
 
+@pytest.mark.long
 def test_the_network_is_measured_where_pydantic_cannot_be_imported(tmp_path):
     done = subprocess.run([sys.executable, "-c", BARE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -417,6 +417,7 @@ def test_a_package_that_is_broken_or_absent_is_told_of(fresh, monkeypatch, tmp_p
     assert health("mamba_ssm", "cpu").reason == "cannot be imported: RuntimeError: undefined symbol: cudaFoo"
 
 
+@pytest.mark.long
 def test_of_two_that_work_the_second_is_taken_where_it_is_clearly_faster(candidates, monkeypatch):
     candidates(first=reference.scan, second=reference.scan)
     for seconds, expected in (((1.0, 1.1), "first"), ((1.0, 0.9), "first"), ((1.0, 0.5), "second")):

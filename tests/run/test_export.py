@@ -62,6 +62,7 @@ def test_what_is_exported_gives_the_same_labels(to, run, expected, phantoms, tmp
     assert not list(folder.parent.glob(".export*"))
 
 
+@pytest.mark.long
 def test_monais_command_runs_the_bundle(run, expected, phantoms, tmp_path):
     if importlib.util.find_spec("fire") is None:
         pytest.skip("fire is not installed: monai.bundle's command line needs it (it is in the extra dev)")
@@ -135,6 +136,7 @@ def test_a_network_that_onnx_has_no_operator_for_is_one_line(smoke, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_the_onnx_graph_computes_what_the_network_computes(run, tmp_path):
     """Carried out by onnxruntime, which knows nothing of homelib: one Scan node a Mamba layer, and the network's logits."""
     for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -142,6 +142,7 @@ def test_what_cannot_be_started_from_is_one_line(write, told, smoke, names, tmp_
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_what_was_learnt_on_ct_helps_on_an_mri_like_set_of_other_patients(ct_set, mri_set, brief, tmp_path):
     """The paper's CT -> MRI in small: 30 steps on CT, then the same few steps on MRI from there and from a random start. Classes are fewer, order another."""
     learn = {"training.steps": 30, "training.validate_every": 30, "training.learning_rate": 0.02, "model.channels": (8, 8, 8, 8), "training.batch_size": 2}

@@ -321,6 +321,7 @@ def test_two_drivers_on_one_folder_do_every_run_once(grid_folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_stops_the_runs_ends_their_kernels_and_leaves_what_can_be_gone_on_with(shelf, grid_folder):
     made = driving.grid(arms={"one": "", "two": ""}, seeds=(0,), folds=("a-to-c",), seconds=2.5)
     process = driving.driver(grid_folder, shelf[0].parent, made)

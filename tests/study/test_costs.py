@@ -82,6 +82,7 @@ def test_what_is_counted_without_memory_is_what_a_real_pass_counts(smoke):
     assert type(groups_of("hilbert", (16, 16, 16), 64)) is torch.Tensor
 
 
+@pytest.mark.long
 def test_the_first_count_of_a_process_knows_the_scan_too():
     code = "from homelib.config import preset; from homelib.study.costs import forward_flops as f; print(f(preset('smoke')), f(preset('smoke')))"
     first, second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout.split()

@@ -29,6 +29,7 @@ def go(tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.long
 def test_every_seed_has_its_rows_and_they_are_shown(go, tmp_path, monkeypatch):
     for seed in (3, 4):
         trained(demo_run("smoke", folder=tmp_path / "runs" / f"MambaHoME-{seed}", changes={"training.seed": seed}), progress=False)
