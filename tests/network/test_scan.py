@@ -2,6 +2,7 @@
 
 import logging
 import math
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -624,3 +625,19 @@ def test_the_same_call_on_a_gpu_gives_the_same_bits(on_gpu):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_gpu_is_given_a_backend_made_for_it():
     assert resolve("auto", "cuda:0") in ("triton", "mamba_ssm")
+
+
+def test_the_first_choice_of_a_process_may_fall_into_a_checkpointed_block():
+    code = """
+import torch
+from homelib import MambaMixer
+from homelib.network.scan.backends import automatic
+from torch.utils.checkpoint import checkpoint
+mixer, x = MambaMixer(8), torch.randn(1, 40, 8)
+assert automatic.cache_info().currsize == 0
+plain = checkpoint(mixer, x, use_reentrant=False)
+plain.sum().backward()
+print(automatic("cpu"), all(p.grad.isfinite().all() for p in mixer.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["numba", "True"], done.stderr[-2000:]

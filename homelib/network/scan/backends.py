@@ -97,9 +97,11 @@ def report(device: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leaves outside whatever the caller is doing: autocast, inference, tracing, counting of operations."""
+    """Leaves outside whatever the caller is doing: autocast, inference, tracing, counting of operations, checkpointing (whose hooks would take the
+    tensors that are saved here for the caller's, and miss them when it computes again)."""
     with contextlib.ExitStack() as stack:
-        for quiet in (_disable_current_modes(), torch.inference_mode(False), torch.enable_grad()):
+        own = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        for quiet in (_disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), own):
             stack.enter_context(quiet)
         for kind in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, enabled=False))
