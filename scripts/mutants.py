@@ -193,7 +193,8 @@ def _run(folder: Path, arguments: Sequence[str], log: Path) -> None:
         os.chdir(folder)
         for stream in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC if stream == 1 else os.O_WRONLY | os.O_APPEND), stream)
-        os.environ["PYTHONPATH"] = str(folder)  # for processes that a test starts
+        os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}  # for processes that a test starts
+        sys.dont_write_bytecode = True  # kept bytecode goes by length and second: it would stand for the next mutant too
         sys.path.insert(0, str(folder))
         import pytest
 
@@ -207,7 +208,7 @@ def run_sample(seed: int, count: int, folder: Path) -> dict:
     """Each mutant of a sample of the copy in `folder` against its tests. Raises SystemExit: the tests fail without any mutant."""
     chosen, limits = sample(seed, count, folder), {}
     for tests in dict.fromkeys(tests for _, tests in chosen):
-        for _ in range(2):  # the first compiles what Numba and Python keep
+        for _ in range(2):  # the first compiles what Numba keeps
             began = time.monotonic()
             how, told = outcome(folder, tests, 1800)
             if how != "passed":
@@ -247,7 +248,6 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # threads would not live on in a forked process
     for name in WARM:
         importlib.import_module(name)
-    sys.dont_write_bytecode = True
     samples = []
     with tempfile.TemporaryDirectory() as folder:
         for name in COPIED:
