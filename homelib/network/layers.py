@@ -75,12 +75,33 @@ class PointwiseConv(nn.Conv3d):
         return super().forward(x)
 
 
+class NarrowConv(nn.Conv3d):
+    """A convolution, (B, C, D, H, W) -> (B, C_out, D, H, W), which on a CPU takes a grid narrower than its kernel in float32: in bfloat16 the gradient of its
+    weights is wrong there, and memory beyond them overwritten (PyTorch 2.13 on processors with AVX-512; a kernel of 3 on 2x2x2 voxels)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        narrow = any(size < width for size, width in zip(x.shape[2:], self.kernel_size, strict=True))
+        if not (x.is_cpu and narrow and kind in HALF):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return self._conv_forward(x.float(), self.weight.float(), None if self.bias is None else self.bias.float()).to(kind)
+
+
+def narrow_in_float32(network: nn.Module) -> nn.Module:
+    """The network, each plain convolution of it a `NarrowConv`: the same parameters under the same names."""
+    for layer in network.modules():
+        if type(layer) is nn.Conv3d:
+            layer.__class__ = NarrowConv
+    return network
+
+
 def keep_channels_last(block: nn.Module) -> nn.Module:
-    """The block, its instance norms and convolutions of width 1 replaced by those of this module."""
+    """The block, its instance norms and convolutions replaced by those of this module."""
     for module in list(block.modules()):
         for name, layer in module.named_children():
             if isinstance(layer, nn.InstanceNorm3d):
                 setattr(module, name, InstanceNorm(layer.num_features, eps=layer.eps))
             elif isinstance(layer, nn.Conv3d) and set(layer.kernel_size) == {1}:
                 setattr(module, name, PointwiseConv(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None))
-    return block
+    return narrow_in_float32(block)

@@ -1,9 +1,13 @@
-"""Layers for channels_last tensors: exact, in either layout."""
+"""Layers for channels_last tensors: exact, in either layout. And convolutions in bfloat16 on grids narrower than their kernels, where PyTorch's are wrong."""
 
 import pytest
 import torch
+from torch import nn
 
-from homelib.network.layers import InstanceNorm, PointwiseConv
+from homelib import MambaHoME
+from homelib.config import preset
+from homelib.network import zoo
+from homelib.network.layers import InstanceNorm, NarrowConv, PointwiseConv
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 40, 32, 24), (2, 3, 5, 4, 7)], ids=str)
@@ -32,3 +36,40 @@ def test_a_convolution_of_width_1_is_a_product_in_channels_last():
     expected = torch.nn.functional.conv3d(given, ours.weight, ours.bias)
     for layout in (torch.contiguous_format, torch.channels_last_3d):
         torch.testing.assert_close(ours(given.contiguous(memory_format=layout)), expected)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "weights in bfloat16"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize(("grid", "width"), [((2, 2, 2), 3), ((2, 3, 5), 3), ((3, 4, 5), 5), ((3, 3, 3), 3)], ids=str)
+def test_a_convolution_in_bfloat16_is_right_on_a_grid_of_any_width(grid, width, layout, autocast, threads):
+    """The first three are narrower than their kernels: a plain convolution gives gradients of weights there that have nothing to do with the true ones."""
+    torch.manual_seed(0)
+    ours, x, dy = NarrowConv(8, 8, width, padding=width // 2), torch.randn(1, 8, *grid), torch.randn(1, 8, *grid)
+    exact = torch.autograd.grad(ours(x), ours.weight, dy)[0]
+    if not autocast:
+        ours, x = ours.to(torch.bfloat16), x.to(torch.bfloat16)
+    ours = ours.to(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = ours(x.contiguous(memory_format=layout))
+    assert y.dtype == torch.bfloat16
+    found = torch.autograd.grad(y, ours.weight, dy.bfloat16().contiguous(memory_format=layout))[0]
+    assert ((found.float() - exact).norm() / exact.norm()).item() < 0.01
+
+
+@pytest.mark.parametrize("name", ["MambaHoME", "SwinUNETR"])
+def test_no_network_has_a_convolution_that_is_wrong_on_narrow_grids(name):
+    config = preset("smoke").model
+    network = zoo.build(name, config.model_copy(update={"width": 12} if name == "SwinUNETR" else {}), (32, 32, 32))
+    found = {type(layer) for layer in network.modules() if isinstance(layer, nn.Conv3d)}
+    assert NarrowConv in found
+    assert found <= {NarrowConv, PointwiseConv}
+    if name == "MambaHoME":
+        assert list(network.state_dict()) == list(MambaHoME(config).state_dict())
