@@ -87,11 +87,11 @@ def test_every_peer_that_is_there_computes_the_scan(peer):
     [
         {"kind": "conv", "channels": 3, "tokens": 40, "backward": True, "in_turn": cpu.CONV_WAYS},
         {"kind": "conv", "channels": 3, "tokens": 40, "backward": False, "in_turn": cpu.CONV_WAYS},
-        {"kind": "home", "stage": 4, "tokens": 300, "backward": True, "in_turn": cpu.HOME_WAYS},
+        pytest.param({"kind": "home", "stage": 4, "tokens": 300, "backward": True, "in_turn": cpu.HOME_WAYS}, marks=pytest.mark.long, id="home"),
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "channels_last": True, "parts": True},
         {"kind": "network", "which": "MambaHoME", "width": 4, "size": 32, "channels_last": True, "dtype": "bfloat16"},
         {"kind": "step", "which": "MambaHoME", "width": 4, "size": 32, "batch": 1, "dtype": "bfloat16", "channels_last": True, "checkpointing": True},
-        {"kind": "prediction", "size": 40, "patch": 32, "width": 4},
+        pytest.param({"kind": "prediction", "size": 40, "patch": 32, "width": 4}, marks=pytest.mark.long, id="prediction"),
         {"kind": "network", "which": "SegResNet (32)", "size": 32},
         {"kind": "network", "which": "DynUNet (32)", "size": 32},
     ],

@@ -169,6 +169,7 @@ def test_constraints_leave_the_torch_build_to_the_machine():
     assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
+@pytest.mark.long
 @pytest.mark.network
 @pytest.mark.parametrize("python", ["3.12", "3.13"])
 def test_the_pins_are_what_another_python_would_get(python):

@@ -511,6 +511,7 @@ def test_lanes_are_those_that_end_sooner():
     assert [numba_cpu.lanes_for(batch, 96, threads) for batch, threads in ((2, 2), (1, 1), (1, 3), (1, 4))] == [32, 32, 32, 32]
 
 
+@pytest.mark.long  # it compiles for every number of lanes
 @pytest.mark.parametrize("channels", [5, 48, 100])
 def test_numba_gives_the_same_with_more_lanes(channels, monkeypatch):
     given = cast(inputs(channels=channels, tokens=70), torch.float32)

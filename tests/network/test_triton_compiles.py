@@ -49,7 +49,7 @@ for told in sys.argv[2:]:
 KERNELS = ("_ends", "_chain_chunks", "_apply", "_apply_backward")
 
 
-@pytest.mark.parametrize("optional", ["with", "without"])
+@pytest.mark.parametrize("optional", ["with", pytest.param("without", marks=pytest.mark.long)])
 def test_the_kernels_compile_for_compute_capability_9(optional, tmp_path):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")

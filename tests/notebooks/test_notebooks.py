@@ -204,6 +204,7 @@ def test_its_page_holds_its_figures_and_none_is_blank(demo, name):
         assert matplotlib.image.imread(io.BytesIO(picture))[..., :3].std() > 0.05
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_grid_that_it_ran_is_known_on_the_command_line_and_not_run_again(demo, home):
     folder = demo["05_ablations"].notebook.parent / "ablations" / "smoke"
