@@ -302,7 +302,7 @@ def released() -> Settings:
 def laptop() -> Settings:
     """A network of 3 million parameters that learns the demo task on two cores in minutes.
 
-    Learning rate, batch Dice and class-centred patches were chosen by how fast the training patient ct-a is learnt; class balance, the
+    Batch Dice and class-centred patches were chosen by how fast the training patient ct-a is learnt; learning rate, class balance, the
     strength of the augmentations, the patch's thickness, holes and how patches overhang the scan by cross-validation inside ct-a
     (benchmarks/demo_choice.py).
     """
@@ -326,7 +326,7 @@ def laptop() -> Settings:
         training=TrainingConfig(
             steps=850,
             batch_size=2,
-            learning_rate=1e-2,
+            learning_rate=5e-3,
             weight_decay=1e-2,
             warmup_steps=20,
             clip_norm=1.0,
