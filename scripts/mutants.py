@@ -37,7 +37,7 @@ GROUPS = (  # files, of which each group gives as many mutants as another, and t
 )
 GRACE_SECONDS = 30  # of a processor, beside three times what the tests take without a mutant
 STUCK_SECONDS = 3600  # of the clock, for tests that wait for what never comes: longer than any take on a busy machine
-PYTEST = ("-x", "-q", "-n", "0", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not network")
+PYTEST = ("-x", "-q", "-n", "0", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow and not network")
 WARM = ("torch", "monai.transforms", "monai.data", "monai.inferers", "monai.losses", "monai.metrics", "monai.networks.nets", "numba", "pandas", "scipy.stats",
         "matplotlib.pyplot", "lightning_fabric", "pydantic", "typer", "nibabel", "SimpleITK", "hypothesis", "pytest")  # fmt: skip
 
