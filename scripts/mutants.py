@@ -3,13 +3,15 @@
     python scripts/mutants.py [--seeds 0] [--count 50] [--out benchmarks/results/mutants.json]
 
 A mutant is one change of one file: `<` becomes `<=`, a number one more, an axis another, a statement nothing. It is *killed* where a test fails, or where the
-tests take far longer than they do without it (counted apart). What survives is listed, and none is excused: some change nothing that anyone could see.
+tests take far more of a processor's time than they do without it (counted apart; the clock runs on while another program has the processor). What survives is
+listed, and none is excused: some change nothing that anyone could see.
 
 Every mutant runs in a process of its own, forked from one that has imported PyTorch and MONAI already and of homelib nothing, on one copy of the package.
 """
 
 import argparse
 import ast
+import contextlib
 import copy
 import importlib
 import json
@@ -33,8 +35,9 @@ GROUPS = (  # files, of which each group gives as many mutants as another, and t
     (("homelib/run/evaluate.py", "homelib/run/metrics.py", "homelib/run/surface.py"), ("tests/run/test_evaluate.py", "tests/run/test_surface.py")),
     (("homelib/study/routing.py", "homelib/study/expert_maps.py"), ("tests/study/test_routing.py", "tests/study/test_expert_maps.py")),
 )
-GRACE_SECONDS = 30  # beside three times what the tests take without a mutant
-PYTEST = ("-x", "-q", "-n", "0", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not network")
+GRACE_SECONDS = 30  # of a processor, beside three times what the tests take without a mutant
+STUCK_SECONDS = 3600  # of the clock, for tests that wait for what never comes: longer than any take on a busy machine
+PYTEST = ("-x", "-q", "-n", "0", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow and not network")
 WARM = ("torch", "monai.transforms", "monai.data", "monai.inferers", "monai.losses", "monai.metrics", "monai.networks.nets", "numba", "pandas", "scipy.stats",
         "matplotlib.pyplot", "lightning_fabric", "pydantic", "typer", "nibabel", "SimpleITK", "hypothesis", "pytest")  # fmt: skip
 
@@ -125,7 +128,11 @@ def _changes(node: ast.AST, arguments: Sequence[str]) -> Iterator[tuple[str, ast
         case ast.Return(value=value) if value is not None:
             other = next((name for name in arguments if ast.unparse(value) != name), None)
             yield "return", ast.Return(ast.Name(other, ast.Load()) if other else ast.Constant(None))
-        case ast.Expr() | ast.AugAssign() | ast.If(orelse=[]):
+        case ast.AugAssign(op=op):
+            yield "statement dropped", ast.Pass()
+            if type(op) in OPERATORS:
+                yield "operator", _with(node, op=OPERATORS[type(op)]())
+        case ast.Expr() | ast.If(orelse=[]):
             yield "statement dropped", ast.Pass()
         case ast.Assign(targets=[target]) if isinstance(target, ast.Subscript) or _names(target) & _names(node.value):  # else a later line finds no such name
             yield "statement dropped", ast.Pass()
@@ -169,27 +176,33 @@ def sample(seed: int, count: int, root: Path) -> list[tuple[Mutant, tuple[str, .
 # ---------------------------------------------------------------- runs
 
 
-def outcome(folder: Path, arguments: Sequence[str], limit_seconds: float) -> tuple[str, str]:
-    """pytest with these arguments, in a process of its own, on the copy in `folder`: "passed", "failed" or "timeout", and what it printed."""
+def outcome(folder: Path, arguments: Sequence[str], limit_seconds: float) -> tuple[str, str, float]:
+    """pytest with these arguments, in a process of its own, on the copy in `folder`: "passed", "failed" or "timeout" (of a processor's time), what it printed,
+    and a processor's seconds."""
     log = folder / "log.txt"
     child = os.fork()
     if not child:
-        _run(folder, arguments, log)
-    began, status = time.monotonic(), None
-    while status is None and time.monotonic() < began + limit_seconds:
-        done, left = os.waitpid(child, os.WNOHANG)
-        status = os.waitstatus_to_exitcode(left) if done else time.sleep(0.05)
-    if status is None:
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return {None: "timeout", 0: "passed"}.get(status, "failed"), log.read_text(errors="replace")
+        _run(folder, arguments, log, limit_seconds)
+    began, done = time.monotonic(), 0
+    while not done:
+        done, left, used = os.wait4(child, os.WNOHANG)
+        if not done:
+            time.sleep(0.05)
+            if time.monotonic() > began + STUCK_SECONDS:
+                os.kill(child, signal.SIGPROF)
+    how = {0: "passed", -signal.SIGPROF: "timeout"}.get(os.waitstatus_to_exitcode(left), "failed")
+    if how == "timeout":
+        with contextlib.suppress(ProcessLookupError):  # processes that a test started, if any
+            os.killpg(child, signal.SIGKILL)
+    return how, log.read_text(errors="replace"), used.ru_utime + used.ru_stime
 
 
-def _run(folder: Path, arguments: Sequence[str], log: Path) -> None:
+def _run(folder: Path, arguments: Sequence[str], log: Path, limit_seconds: float) -> None:
     """In the child: never returns."""
     status = 70
     try:
         os.setsid()
+        signal.setitimer(signal.ITIMER_PROF, limit_seconds)  # ends this process by SIGPROF
         os.chdir(folder)
         for stream in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC if stream == 1 else os.O_WRONLY | os.O_APPEND), stream)
@@ -209,18 +222,17 @@ def run_sample(seed: int, count: int, folder: Path) -> dict:
     chosen, limits = sample(seed, count, folder), {}
     for tests in dict.fromkeys(tests for _, tests in chosen):
         for _ in range(2):  # the first compiles what Numba keeps
-            began = time.monotonic()
-            how, told = outcome(folder, tests, 1800)
+            how, told, seconds = outcome(folder, tests, STUCK_SECONDS)
             if how != "passed":
                 raise SystemExit(f"{' '.join(tests)}: {how} without a mutant, expected to pass.\n{told[-3000:]}")
-        limits[tests] = 3 * (time.monotonic() - began) + GRACE_SECONDS
-        print(f"{' '.join(tests)}: {time.monotonic() - began:.0f} s", flush=True)
+        limits[tests] = 3 * seconds + GRACE_SECONDS
+        print(f"{' '.join(tests)}: {seconds:.0f} s of a processor", flush=True)
     began, results = time.monotonic(), []
     for mutant, tests in chosen:
         path = folder / mutant.file
         whole, stamp = path.read_text(), path.stat()
         path.write_text(mutant.text)
-        how, told = outcome(folder, tests, limits[tests])
+        how, told, _ = outcome(folder, tests, limits[tests])
         path.write_text(whole)
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         by = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", told, re.MULTILINE)
@@ -254,11 +266,11 @@ def main() -> None:
             (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, Path(folder, name))
         for seed in asked.seeds:
             samples.append(run_sample(seed, asked.count, Path(folder)))
+            asked.out.write_text(json.dumps({"samples": samples}, indent=1) + "\n")  # after each, for who stops the rest
     print(f"\n{'seed':4}  {'file':34}  killed")
     for told in samples:
         for file, of in [*told["files"].items(), ("all", told)]:
             print(f"{told['seed']:4}  {file:34}  {of['killed']} of {of['mutants']}, {of['killed_share']:.0%}")
-    asked.out.write_text(json.dumps({"samples": samples}, indent=1) + "\n")
     print(asked.out)
 
 

@@ -33,6 +33,8 @@ def f(x: "a b -> b a", axis: int | None = None, flag=True):
     if not flag and 0 < y <= min(x):
         raise ValueError("text")
     x += -2.5
+    x |= y
+    x %= y
     return y @ x, "bnm,bmd->bnd"
 '''
 EXPECTED = {
@@ -51,8 +53,15 @@ EXPECTED = {
         ("constant", "0", "1"),
         ("name", "min", "max"),
     ],
-    8: [("statement dropped", "x += -2.5", "pass"), ("sign dropped", "-2.5", "2.5"), ("constant", "2.5", "3.5")],
-    9: [("return", "return (y @ x, 'bnm,bmd->bnd')", "return ('bnm,bmd->bnd', y @ x)"), ("axes", "'bnm,bmd->bnd'", "'bnm,bmd->nbd'")],
+    8: [
+        ("statement dropped", "x += -2.5", "pass"),
+        ("operator", "x += -2.5", "x -= -2.5"),
+        ("sign dropped", "-2.5", "2.5"),
+        ("constant", "2.5", "3.5"),
+    ],
+    9: [("statement dropped", "x |= y", "pass"), ("operator", "x |= y", "x &= y")],
+    10: [("statement dropped", "x %= y", "pass")],  # a remainder is taken for nothing else
+    11: [("return", "return (y @ x, 'bnm,bmd->bnd')", "return ('bnm,bmd->bnd', y @ x)"), ("axes", "'bnm,bmd->bnd'", "'bnm,bmd->nbd'")],
 }
 
 

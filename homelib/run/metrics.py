@@ -70,7 +70,6 @@ NSD = "nsd_{}mm"
 def metric_of(name: str) -> Metric:
     """A metric by its name; `nsd_2mm` is the normalised surface distance at 2 mm, any tolerance may stand there. Raises KeyError for an unknown one."""
     if name.startswith("nsd_") and name.endswith("mm"):
-        tolerance_of(name)
         definition = f"share of the area of both surfaces that lies within {tolerance_of(name):g} mm of the other surface"
         return Metric(name, "1", 1.0, 0.0, True, definition, "surfels")
     return METRICS[name]

@@ -9,7 +9,7 @@ Distances are exact, from one distance transform a mask (`homelib.run.nearest`),
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def within(distances: Distances, tolerance_mm: float) -> float:
 
 def both(function: Callable, one: Any, other: Any) -> list:
     """A function of each of two masks, at once: what is done to masks is compiled code, which waits for no other thread."""
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor() as threads:
         return list(threads.map(function, (one, other)))
 
 
@@ -93,7 +93,7 @@ def _codes(mask: np.ndarray) -> np.ndarray:
     return codes
 
 
-@lru_cache(maxsize=64)
+@cache
 def _areas(spacing_mm: tuple[float, ...]) -> np.ndarray:
     """(256,) mm2 by code."""
     return get_code_to_measure_table(spacing_mm)[0].numpy().astype(np.float64)
@@ -116,5 +116,4 @@ def _between(P: np.ndarray, R: np.ndarray, spacing_mm: tuple[float, ...]) -> tup
 def _weighted_percentile(distances: np.ndarray, areas: np.ndarray, percent: float) -> float:
     order = np.argsort(distances)
     reached = np.cumsum(areas[order])
-    at = np.searchsorted(reached, percent / 100 * reached[-1])
-    return float(distances[order][min(at, len(order) - 1)])
+    return float(distances[order][np.searchsorted(reached, percent / 100 * reached[-1])])

@@ -9,7 +9,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter
 
-from homelib.run.evaluate import METRICS, evaluate
+from homelib.run.evaluate import METRICS, _union, evaluate
 from homelib.run.lesions import count_lesions
 from homelib.run.metrics import FULL, metric_of
 
@@ -93,6 +93,13 @@ def test_measures_agree_with_monai_and_the_crop_changes_nothing(seed, spacing_mm
     assert found["liver", "dice"] == pytest.approx(compute_dice(*whole).item(), abs=1e-6)
     uncropped = compute_hausdorff_distance(*whole, include_background=True, percentile=95, spacing=list(spacing_mm)).item()
     assert found["liver", "hd95_voxels"] == pytest.approx(uncropped, rel=1e-6)
+
+
+def test_what_is_searched_is_the_box_around_both_masks_and_a_voxel_more():
+    one, other = (slice(2, 4), slice(0, 3)), (slice(3, 7), slice(1, 9))
+    assert _union([one, other], (12, 9)) == (slice(1, 8), slice(0, 9))  # no further than the volume
+    assert _union([None, one], (12, 9)) == (slice(1, 5), slice(0, 4))
+    assert _union([None, None], (12, 9)) == (slice(0, 0), slice(0, 0))
 
 
 def test_one_empty_mask_is_the_worst_value_and_two_are_no_value():

@@ -139,6 +139,15 @@ def test_every_surfel_has_an_area_and_measured_distances_stay():
         distances.from_predicted = distances.from_reference
 
 
+def test_what_coincides_is_within_no_distance_at_all():
+    P, R = np.zeros((2, 8, 8, 8), bool)
+    P[2:4, 2:4, 2:4] = R[2:4, 2:4, 2:6] = True
+    assert surface.within(surface.surfel_distances(P, P, (1.0, 2.0, 3.0)), 0) == 1
+    distances = surface.surfel_distances(P, R, (1.0, 2.0, 3.0))
+    assert surface.within(distances, 0) == pytest.approx(surface.within(distances, 0.5))  # the next is a step away
+    assert 0.4 < surface.within(distances, 0) < 1
+
+
 def test_two_plates_by_hand():
     """Plates of one voxel layer, 4 layers of 3 mm apart, as wide as the volume: every surfel of the faces is 12 mm from the other plate, less its thickness."""
     P, R = np.zeros((2, 16, 12, 12), bool)

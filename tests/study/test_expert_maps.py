@@ -125,6 +125,8 @@ def test_what_is_not_there_is_refused(network, case, smoke, maps):
             routing_maps(network, case, smoke, **how)
     with pytest.raises(UserError, match="levels: found none"):
         layers_of(network, levels=[])
+    with pytest.raises(UserError, match="levels: found 3, expected 1, 2 or both"):
+        layers_of(network, levels=[1, 3])
     with pytest.raises(UserError, match=r"found \(7, 0, 1\), expected one of \(0, 0, 1\)"):
         maps[7, 0, 1]
 
@@ -183,10 +185,13 @@ def test_groups_of_a_window_are_strips_of_its_tokens(case, smoke):
     assert last[-1, -1, -1] == tokens.max()
 
 
-def test_maps_hold_the_groups_of_the_window_in_the_scans_middle(case, smoke, maps):
+def test_maps_hold_the_groups_of_the_window_in_the_scans_middle(network, case, smoke, maps):
     assert list(maps.groups) == [0, 1, 2, 3]
     for stage, groups in maps.groups.items():
         np.testing.assert_array_equal(groups, window_groups(case, smoke, stage, (18, 9, 20)))
+    small = override(smoke, {"data.patch_voxels": (16, 16, 32), "prediction.overlap": 0.0})
+    shown = np.argwhere(routing_maps(network, case, small, stages=[0], levels=[1]).groups[0] >= 0)
+    assert (shown.min(0).tolist(), shown.max(0).tolist()) == ([16, 0, 0], [31, 15, 31])  # of windows from 0, 16, 21; 0, 3; and 0, 9
 
 
 # ---------------------------------------------------------------- files
