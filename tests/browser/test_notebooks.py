@@ -95,7 +95,7 @@ class Opened:
     def widgets(self) -> list[str]:
         """Names of the widgets' classes, in order."""
         told = [output["data"] for output in self.outputs() if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
-        return [re.match(r"\w+", "".join(data["text/plain"])).group() for data in told]
+        return [re.search(r"(\w+)(?= object at |[(:])", "".join(data["text/plain"])).group() for data in told]
 
     def around(self) -> list[str]:
         """What JupyterLab, its server and the console complain about."""
