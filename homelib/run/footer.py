@@ -1,6 +1,7 @@
 """What stands below every table of results: what its numbers mean, what an empty mask counts, and how many structures a mean hides."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -35,6 +36,15 @@ def definitions(metrics: Sequence[str]) -> list[str]:
         )
         lines.append(f"{metric.name} [{metric.unit}]: {metric.definition} ({direction[metric.higher_is_better]}{ends})")
     return lines
+
+
+def wrapped(lines: Iterable[str], *, width: int = 120) -> str:
+    """Lines to be printed in a notebook, broken between words: JupyterLab breaks a long one wherever it ends.
+
+    >>> wrapped(["a line of words", "another"], width=9)
+    'a line of\\nwords\\nanother'
+    """
+    return "\n".join(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines)
 
 
 def structures(rows: pd.DataFrame, *, by: str = "method") -> str:

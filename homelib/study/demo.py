@@ -162,7 +162,9 @@ def trained_side_by_side(demos: Mapping[str, DemoRun], *, progress: bool = True,
         while running:
             time.sleep(0.5)
             if time.monotonic() - told > WATCH_SECONDS:
+                bar.clear()  # the first figure ends the output that the bar stands in: it would stay above, at what it said then
                 _watched(demos, watch)
+                bar.refresh()
                 told = time.monotonic()
             running = any(process.is_alive() for process in work.values())
             bar.update(sum(demo.run.status.get("steps", 0) for demo in todo.values()) - bar.n)

@@ -3,9 +3,10 @@
 A table is text cells with a mark each, so that every form shows the same digits and the same marks.
 """
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -63,9 +64,11 @@ class Printed:
         return self.cells.to_csv()
 
     def styled(self) -> "Styler":
-        """For a notebook."""
+        """For a notebook; what there is to say is below, a line each."""
         styles = self.marks.map(lambda mark: STYLES.get(mark, ""))
-        return self.cells.style.apply(lambda _: styles, axis=None).set_caption(" ".join([self.caption + ".", *self.told]))
+        said = "<br>".join(html.escape(line) for line in (self.caption + ".", *self.told))
+        below: Any = {"selector": "caption", "props": "caption-side: bottom; text-align: left"}
+        return self.cells.style.apply(lambda _: styles, axis=None).set_caption(said).set_table_styles([below])
 
     def _marked(self, forms: dict[str, str], escape: Callable[[str], str]) -> list[list[str]]:
         rows = zip(self.cells.to_numpy().tolist(), self.marks.to_numpy().tolist(), strict=True)

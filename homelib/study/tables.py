@@ -1,6 +1,21 @@
 """Result tables: from the tidy rows of `metrics.csv` to what a person reads. Every mean is made here, from the rows, each time."""
 
+from typing import TYPE_CHECKING, Any
+
 import pandas as pd
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+LEFT: Any = {"selector": "th, td", "props": "text-align: left"}
+
+
+def in_words(table: pd.DataFrame) -> "Styler":
+    """For a notebook, a table of sentences rather than of numbers: whole, and set to the left.
+
+    >>> in_words(pd.DataFrame({"remedy": ["Fetch it again."]})).hide()   # doctest: +SKIP
+    """
+    return table.style.set_table_styles([LEFT])
 
 
 def dice_table(metrics: pd.DataFrame, *, role: str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 Tables come from `homelib.study.scores`, `costs` and `complexity`; nothing is computed here that a table could need.
 """
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -25,8 +26,12 @@ def cost_score_front(table: pd.DataFrame, *, costs: Sequence[str], score: str, t
         costs: columns, each with its unit in its name.
         score: what is on the vertical axis, higher is better.
     """
-    figure, axes = plt.subplots(1, len(costs), figsize=(4.6 * len(costs) + 2, 4.4), layout="constrained", sharey=True, squeeze=False)
-    for ax, cost in zip(axes[0], costs, strict=True):
+    across = min(2, len(costs))  # more side by side would be made too small to read, to fit a page
+    down = math.ceil(len(costs) / across)
+    figure, axes = plt.subplots(down, across, figsize=(4.6 * across + 2, 3.9 * down + 0.5), layout="constrained", sharey=True, squeeze=False)
+    for ax in axes.flat[len(costs) :]:
+        ax.set_axis_off()
+    for ax, cost in zip(axes.flat, costs, strict=False):
         shown = table.dropna(subset=[cost, "mean"])
         front = _front(shown, cost)
         for arm, row in shown.iterrows():
@@ -40,7 +45,8 @@ def cost_score_front(table: pd.DataFrame, *, costs: Sequence[str], score: str, t
         ax.tick_params(axis="x", which="both", labelsize=8)
         ax.set_xlabel(cost)
         ax.grid(alpha=0.25)
-    axes[0, 0].set_ylabel(score)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(score)
     figure.legend(
         [plt.Line2D([], [], linestyle="")] * len(table),
         [f"{number + 1} {arm}" for number, arm in enumerate(table.index)],

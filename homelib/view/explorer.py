@@ -27,6 +27,7 @@ from .slice_canvas import SliceCanvas, bars_html, scale_html
 TALLEST_PX, WIDEST_PX = 440, 520  # of a picture on the page
 PLAY_MILLISECONDS = 150  # between two slices
 DESCRIPTION = {"description_width": "62px"}
+WITHOUT_KERNEL = "Explorer: to move through the scan, run this notebook in JupyterLab."
 
 
 class Panel:
@@ -160,7 +161,10 @@ class Explorer:
         raise UserError(f"{self.folder}: found a thousand figures named {stem}, expected room for one more. Choose another folder.")
 
     def _repr_mimebundle_(self, **how: Any) -> Any:
-        return self.widget._repr_mimebundle_(**how)
+        bundle = self.widget._repr_mimebundle_(**how)
+        if bundle:  # what a page shows that cannot show a widget
+            bundle["text/plain"] = WITHOUT_KERNEL
+        return bundle
 
     # ---------------------------------------------------------------- widgets
 

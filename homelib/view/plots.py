@@ -152,8 +152,8 @@ def case_planes(
 
 
 def whole_steps(ax: Axes) -> None:
-    """Ticks of an axis of steps at whole numbers alone, where a training has few."""
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    """Ticks of an axis of steps at whole numbers alone, where a training has few; and few enough for a narrow axis, on which they would run into each other."""
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
 def plain_numbers(ax: Axes, axis: str = "x") -> None:

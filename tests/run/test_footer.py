@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from homelib.run.footer import footer, structures
+from homelib.run.footer import footer, structures, wrapped
 
 
 def rows(method: str, *pairs: tuple[int, int], metrics=("dice", "hd95")) -> list[dict]:
@@ -26,3 +26,8 @@ def test_a_footer_defines_what_is_shown_and_has_the_rule():
     lines = footer(pd.DataFrame(rows("a", (9, 9))), ["hd95", "nsd_2mm"], rule="as others have it.")
     assert [line.split(" ")[0] for line in lines] == ["hd95", "nsd_2mm", "Empty", "Structures:"]
     assert lines[2] == "Empty masks: as others have it."
+
+
+def test_printed_lines_are_broken_between_words_and_not_within():
+    told = wrapped(["Empty masks: one of them empty.", "hd95_voxels"], width=13)
+    assert told.splitlines() == ["Empty masks:", "one of them", "empty.", "hd95_voxels"]

@@ -175,6 +175,17 @@ def test_side_by_side_each_run_is_what_it_is_alone_in_a_process_of_its_own_and_o
     assert not runs["a-to-c"].history["loss"].equals(runs["c-to-a"].history["loss"])
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs two cores")
+@pytest.mark.long
+def test_a_bar_is_not_left_behind_above_the_first_figure(pair, monkeypatch, capsys):
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0)
+    trained_side_by_side(pair, watch=lambda histories: print("FIGURE"))
+    above = capsys.readouterr().out.partition("FIGURE")[0]
+    assert "smoke-a-to-c, smoke-c-to-a: " in above
+    assert above.split("\r")[-1].strip() == ""
+    assert above.split("\r")[-2].strip() == "", "what is written over it is blank"
+
+
 def no_step_here(*args, **kwargs):
     raise AssertionError("trained in this process")
 

@@ -183,7 +183,8 @@ def test_csv_and_notebook(small, tmp_path):
     page = small.styled().to_html()
     assert "font-weight: bold" in page
     assert "font-style: italic" in page
-    assert "A caption of 100 %." in page
+    assert "A caption of 100 %.<br>Bold: the best." in page
+    assert "caption-side: bottom" in page, "a table is not looked for below its notes"
 
 
 def test_a_table_without_marks_explains_none():

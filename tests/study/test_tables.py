@@ -1,5 +1,7 @@
 """Result tables against means made by hand: absent classes, missed and spurious structures, order, Markdown."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from rich.console import Console
 from homelib.run.folder import Run
 from homelib.run.metrics import EMPTY_RULE
 from homelib.study.demo_report import print_dice
-from homelib.study.tables import best_median_worst, dice_table, distance_table, means, to_markdown
+from homelib.study.tables import best_median_worst, dice_table, distance_table, in_words, means, to_markdown
 from homelib.study.tables_report import run_tables
 
 NAN = float("nan")
@@ -166,3 +168,9 @@ def test_best_median_and_worst_are_chosen_by_the_mean_without_the_background():
     rows = pd.DataFrame([{"case": "x", "class": name, "metric": "dice", "value": value} for name, value in values.items()])
     assert best_median_worst(rows, by="class") == {"best": "b", "median": "c", "worst": "a"}
     assert best_median_worst(rows, by="case") == {"best": "x", "median": "x", "worst": "x"}
+
+
+def test_a_table_of_sentences_is_whole_and_set_to_the_left():
+    page = in_words(pd.DataFrame({"remedy": ["word " * 100] * 100})).to_html()
+    assert page.count("word " * 100) == 100
+    assert [bool(re.search(rf"#T_\w+\s+{cell} \{{\s+text-align: left", page)) for cell in ("th", "td")] == [True, True]

@@ -34,6 +34,15 @@ def test_the_front_joins_what_no_arm_beats_for_less():
     assert ax.get_xlabel() == "M"
 
 
+def test_costs_stand_two_in_a_row_each_with_its_axis():
+    table = pd.DataFrame({"mean": [50, 40], "low": [48, 38], "high": [52, 42], "M": [3, 4], "s": [1, 2], "GiB": [1, 3]}, index=list("ab"))
+    figure = ablations.cost_score_front(table, costs=["M", "s", "GiB"], score="Dice %", title="grid")
+    figure.canvas.draw()
+    assert [ax.get_xlabel() for ax in figure.axes if ax.axison] == ["M", "s", "GiB"]
+    assert figure.axes[0].get_position().y0 > figure.axes[2].get_position().y1
+    assert [bool(ax.get_ylabel()) for ax in figure.axes] == [True, False, True, False]
+
+
 def test_one_run_has_a_point_without_a_bar():
     table = pd.DataFrame({"mean": [50.0], "low": [np.nan], "high": [np.nan], "M": [3.0]}, index=["a"])
     ablations.cost_score_front(table, costs=["M"], score="Dice %", title="grid").canvas.draw()

@@ -427,6 +427,7 @@ def test_every_control_is_named(explorer):
 def test_it_is_shown_by_the_last_line_of_a_cell(explorer):
     bundle = explorer._repr_mimebundle_()
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
+    assert bundle["text/plain"].startswith("Explorer: "), "what a page without a kernel shows is a sentence"
 
 
 @pytest.mark.parametrize(

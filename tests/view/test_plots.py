@@ -350,6 +350,16 @@ def test_few_steps_are_counted_in_whole_numbers(ax):
     assert [tick for tick in ax.get_xticks() if tick != round(tick)] == []
 
 
+def test_many_steps_do_not_run_into_each_other_on_a_narrow_axis():
+    figure, ax = plt.subplots(figsize=(2.5, 2), layout="constrained")
+    ax.plot([0, 850], [0, 1])
+    plots.whole_steps(ax)
+    drawn(figure)
+    places = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+    assert len(places) > 2
+    assert all(left.x1 < right.x0 for left, right in zip(places, places[1:], strict=False))
+
+
 @pytest.mark.parametrize(("values", "between"), [([1.72, 1.90], True), ([0.5, 200], False)])
 def test_a_logarithmic_axis_has_plain_numbers(ax, values, between):
     ax.plot([0, 1], values)
