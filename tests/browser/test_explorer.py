@@ -7,16 +7,9 @@ notebook's kernel holds.
 import base64
 import importlib.util
 import io
-import os
 import pickle
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,18 +23,9 @@ from homelib.study.demo import demo_run, trained
 from homelib.study.workbook import notebooks
 from homelib.view import explorer_state as logic
 
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 WAIT = 240_000  # ms, for a notebook to run through on a busy machine
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif("HOMELIB_TEST_BROWSER" not in os.environ, reason="drives a browser, on demand alone: HOMELIB_TEST_BROWSER=1"),
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason='needs playwright: pip install -e ".[dev]"'),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -58,60 +42,12 @@ def workplace(tmp_path_factory) -> Path:
     told = "import os, pickle\nopen('part', 'wb').write(pickle.dumps((explorer.shown, explorer.state)))\nos.replace('part', 'seen.pickle')"
     notebook.cells.append(new_code_cell(told))
     nbformat.write(notebook, folder / "routing.ipynb")
-    settings = folder / "settings/@jupyterlab/notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')  # else cells out of sight are taken off the page
     return folder
 
 
-@pytest.fixture
-def serve(workplace):
-    """Start a server, given its command with {port} in it; the address when it answers. It ends with the test."""
-    started = []
-
-    def start(*command: str) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        (workplace / "seen.pickle").unlink(missing_ok=True)
-        inherited = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        log = open(workplace / f"{command[0]}.log", "w")  # noqa: SIM115  the server writes on
-        process = subprocess.Popen([sys.executable, "-m", *(part.format(port=port) for part in command)], cwd=workplace, stdout=log, stderr=log, env=inherited)
-        started.append((process, log))
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(240):
-            assert process.poll() is None, (workplace / f"{command[0]}.log").read_text()[-3000:]
-            try:
-                urllib.request.urlopen(address + "/static/favicon.ico" if command[0] == "voila" else address + "/api", timeout=60)
-                return address
-            except urllib.error.HTTPError:
-                return address
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError(f"{command[0]} did not answer in two minutes")
-
-    yield start
-    for process, log in started:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        log.close()
-
-
-@pytest.fixture
-def page():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1300})
-        page.set_default_timeout(60_000)
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        yield page
-        browser.close()
+@pytest.fixture(autouse=True)
+def not_yet_run(workplace):
+    (workplace / "seen.pickle").unlink(missing_ok=True)
 
 
 def drawn(page, panel: int = 0) -> tuple[int, np.ndarray]:
@@ -145,7 +81,7 @@ def choose(page, control: str, option: str) -> None:
     page.locator(".widget-dropdown", has_text=control).locator("select").select_option(label=option)
 
 
-def look_into(page, workplace: Path, name: str) -> None:
+def look_into(page, workplace: Path, picture: Path) -> None:
     """All that a person does with the explorer, each step compared with the arrays."""
     page.locator(".home-canvas").first.wait_for(timeout=WAIT)
     deadline = time.monotonic() + WAIT / 1000
@@ -197,7 +133,7 @@ def look_into(page, workplace: Path, name: str) -> None:
         assert set(groups) == {"level 1, experts", "level 1, slots", "level 2, experts"}
         for bar in (bar for group in groups.values() for bar in group):
             assert re.search(rf"{bar.name}\s+{bar.share:.3f}", told), told
-    page.screenshot(path=screenshot(name), full_page=False)
+    page.screenshot(path=picture, full_page=False)
 
     page.keyboard.press("ArrowRight")  # the canvas has the focus since it was clicked
     page.get_by_text(f"Voxel {(voxel[0] - 1, *voxel[1:])}").first.wait_for()
@@ -223,27 +159,17 @@ def look_into(page, workplace: Path, name: str) -> None:
     assert page.errors == []
 
 
-def screenshot(name: str) -> Path:
-    folder = ROOT / "build/browser"
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"screenshot: {folder / name}.png")
-    return folder / f"{name}.png"
-
-
-def test_in_jupyterlab(serve, page, workplace):
-    address = serve(
-        "jupyterlab", "--no-browser", "--allow-root", "--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={workplace}",
-        f"--LabApp.user_settings_dir={workplace / 'settings'}", f"--LabApp.workspaces_dir={workplace / 'workspaces'}", "--LabApp.expose_app_in_browser=True",
-    )  # fmt: skip
-    page.goto(f"{address}/doc/tree/routing.ipynb?reset", wait_until="domcontentloaded")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=WAIT)
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=WAIT)
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    look_into(page, workplace, "jupyterlab")
+def test_in_jupyterlab(jupyterlab, page, workplace, screenshot):
+    with jupyterlab(workplace) as address:
+        page.goto(f"{address}/doc/tree/routing.ipynb?reset", wait_until="domcontentloaded")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=WAIT)
+        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=WAIT)
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        look_into(page, workplace, screenshot("jupyterlab"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason='needs Voila: pip install -e ".[voila]"')
-def test_under_voila(serve, page, workplace):
-    address = serve("voila", "routing.ipynb", "--no-browser", "--port={port}", "--Voila.ip=127.0.0.1")
-    page.goto(address, wait_until="domcontentloaded", timeout=WAIT)
-    look_into(page, workplace, "voila")
+def test_under_voila(served, page, workplace, screenshot):
+    with served(workplace, "voila", "routing.ipynb", "--no-browser", "--port={port}", "--Voila.ip=127.0.0.1") as address:
+        page.goto(address, wait_until="domcontentloaded", timeout=WAIT)
+        look_into(page, workplace, screenshot("voila"))
