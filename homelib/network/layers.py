@@ -1,4 +1,4 @@
-"""Instance norm and convolutions of width 1 for channels_last tensors, in which the network's other convolutions are fastest on a CPU.
+"""Instance norm and convolutions as the network takes them on a CPU: in channels_last tensors, in which they are fastest there, and right in bfloat16.
 
 With contiguous tensors they are PyTorch's own.
 """
@@ -75,7 +75,7 @@ class PointwiseConv(nn.Conv3d):
         return super().forward(x)
 
 
-class NarrowConv(nn.Conv3d):
+class Conv3d(nn.Conv3d):
     """A convolution, (B, C, D, H, W) -> (B, C_out, D, H, W), which on a CPU takes a grid narrower than its kernel in float32: in bfloat16 the gradient of its
     weights is wrong there, and memory beyond them overwritten (PyTorch 2.13 on processors with AVX-512; a kernel of 3 on 2x2x2 voxels)."""
 
@@ -88,11 +88,11 @@ class NarrowConv(nn.Conv3d):
             return self._conv_forward(x.float(), self.weight.float(), None if self.bias is None else self.bias.float()).to(kind)
 
 
-def narrow_in_float32(network: nn.Module) -> nn.Module:
-    """The network, each plain convolution of it a `NarrowConv`: the same parameters under the same names."""
+def convert_conv3d(network: nn.Module) -> nn.Module:
+    """The network, each plain convolution of it a `Conv3d`: the same parameters under the same names."""
     for layer in network.modules():
         if type(layer) is nn.Conv3d:
-            layer.__class__ = NarrowConv
+            layer.__class__ = Conv3d
     return network
 
 
@@ -104,4 +104,4 @@ def keep_channels_last(block: nn.Module) -> nn.Module:
                 setattr(module, name, InstanceNorm(layer.num_features, eps=layer.eps))
             elif isinstance(layer, nn.Conv3d) and set(layer.kernel_size) == {1}:
                 setattr(module, name, PointwiseConv(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None))
-    return narrow_in_float32(block)
+    return convert_conv3d(block)

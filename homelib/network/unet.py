@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from ..errors import UserError
-from .layers import InstanceNorm, NarrowConv, PointwiseConv, keep_channels_last
+from .layers import Conv3d, InstanceNorm, PointwiseConv, keep_channels_last
 from .order import Grid, fill_of
 from .parts import home_of, mixer_of
 
@@ -61,7 +61,7 @@ class GatedSpatialConv(nn.Module):
 
 def conv_norm_relu(channels: int, width: int) -> nn.Sequential:
     """(B, C, D, H, W) -> same; width: of the convolution's cube, in voxels."""
-    convolution = PointwiseConv(channels, channels, 1) if width == 1 else NarrowConv(channels, channels, width, padding=width // 2)
+    convolution = PointwiseConv(channels, channels, 1) if width == 1 else Conv3d(channels, channels, width, padding=width // 2)
     return nn.Sequential(convolution, InstanceNorm(channels), nn.ReLU())
 
 
@@ -193,8 +193,8 @@ def pad(x: Tensor) -> Tensor:
 def downsample(config: ModelConfig, i: int) -> nn.Module:
     """To half the resolution: a 7x7x7 stem, then 2x2x2 convolutions of the normalised stage before (paper Eq. 16)."""
     if i == 0:
-        return NarrowConv(config.in_channels, config.channels[0], 7, stride=2, padding=3)
-    return nn.Sequential(InstanceNorm(config.channels[i - 1]), NarrowConv(config.channels[i - 1], config.channels[i], 2, stride=2))
+        return Conv3d(config.in_channels, config.channels[0], 7, stride=2, padding=3)
+    return nn.Sequential(InstanceNorm(config.channels[i - 1]), Conv3d(config.channels[i - 1], config.channels[i], 2, stride=2))
 
 
 def _basic(a: int, b: int) -> nn.Module:

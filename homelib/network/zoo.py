@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..axes import three
 from ..config import ModelConfig
 from ..errors import UserError
-from .layers import narrow_in_float32
+from .layers import convert_conv3d
 from .plain import plain_unet
 from .unet import MambaHoME, SegMamba
 
@@ -112,7 +112,7 @@ def build(name: str, config: ModelConfig, patch_voxels: Patch) -> nn.Module:
     if config.width is not None and (entry.width is None or config.width % entry.divides):
         wanted = "none, for it has one form only" if entry.width is None else f"a multiple of {entry.divides} (published: {entry.width})"
         raise UserError(f"model.width: found {config.width} for network {name}, expected {wanted}.")
-    return narrow_in_float32(entry.build(config, patch_voxels))
+    return convert_conv3d(entry.build(config, patch_voxels))
 
 
 def strides(patch_voxels: Patch) -> list[Patch]:

@@ -7,7 +7,7 @@ from torch import nn
 from homelib import MambaHoME
 from homelib.config import preset
 from homelib.network import zoo
-from homelib.network.layers import InstanceNorm, NarrowConv, PointwiseConv
+from homelib.network.layers import Conv3d, InstanceNorm, PointwiseConv
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 40, 32, 24), (2, 3, 5, 4, 7)], ids=str)
@@ -52,7 +52,7 @@ def threads(request):
 def test_a_convolution_in_bfloat16_is_right_on_a_grid_of_any_width(grid, width, layout, autocast, threads):
     """The first three are narrower than their kernels: a plain convolution gives gradients of weights there that have nothing to do with the true ones."""
     torch.manual_seed(0)
-    ours, x, dy = NarrowConv(8, 8, width, padding=width // 2), torch.randn(1, 8, *grid), torch.randn(1, 8, *grid)
+    ours, x, dy = Conv3d(8, 8, width, padding=width // 2), torch.randn(1, 8, *grid), torch.randn(1, 8, *grid)
     exact = torch.autograd.grad(ours(x), ours.weight, dy)[0]
     if not autocast:
         ours, x = ours.to(torch.bfloat16), x.to(torch.bfloat16)
@@ -69,7 +69,7 @@ def test_no_network_has_a_convolution_that_is_wrong_on_narrow_grids(name):
     config = preset("smoke").model
     network = zoo.build(name, config.model_copy(update={"width": 12} if name == "SwinUNETR" else {}), (32, 32, 32))
     found = {type(layer) for layer in network.modules() if isinstance(layer, nn.Conv3d)}
-    assert NarrowConv in found
-    assert found <= {NarrowConv, PointwiseConv}
+    assert Conv3d in found
+    assert found <= {Conv3d, PointwiseConv}
     if name == "MambaHoME":
         assert list(network.state_dict()) == list(MambaHoME(config).state_dict())
