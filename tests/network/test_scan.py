@@ -39,7 +39,7 @@ def inputs(batch=2, channels=3, tokens=40, state=4, *, without=(), dtype=torch.f
 def scan_and_gradients(given, backend, *, softplus=True):
     """y, and the gradient of each argument for one fixed random direction."""
     y = selective_scan(**given, delta_softplus=softplus, backend=backend)
-    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.device, y.dtype)
     gradients = torch.autograd.grad(y, list(given.values()), direction)
     return {"y": y.detach()} | {f"d{name}": g for name, g in zip(given, gradients, strict=True)}
 

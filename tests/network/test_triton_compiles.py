@@ -19,15 +19,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 vars(triton).pop("knobs", None)  # not in Triton before 3.4
-from homelib.network.scan import triton_gpu
+from homelib.network.scan import triton_gpu, triton_kernels
 
 assert triton_gpu.DEVICES == ("cuda",), triton_gpu.DEVICES
 on = sys.argv[1] == "with"
 constants = {
     "REVERSE": on, "HAS_D": on, "HAS_Z": on, "HAS_BIAS": on, "SOFTPLUS": on, "T": triton_gpu.TOKENS, "BLOCK": triton_gpu.CHANNELS,
-    "ROWS": triton_gpu.CHAIN[0], "COLUMNS": triton_gpu.CHAIN[1],
+    "STATES": 16, "SCRATCH": 4096, "ROWS": triton_gpu.CHAIN[0], "COLUMNS": triton_gpu.CHAIN[1],
 }
-whole = re.compile(r"[a-zA-Z]_[bdnl]|tokens|channels|state|chunks")
+whole = re.compile(r"[a-zA-Z]+_[bdl]|tokens|channels|state|chunks|blocks|items|batch")
 
 
 def kind(name):
@@ -39,11 +39,10 @@ def kind(name):
 
 
 for told in sys.argv[2:]:
-    kernel = getattr(triton_gpu, told)
+    kernel = getattr(triton_kernels, told)
     signature = {name: kind(name) for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs={name: constants[name] for name in kernel.arg_names if name in constants})
-    warps = triton_gpu.WARPS_BACKWARD if "backward" in told else triton_gpu.WARPS
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": triton_gpu.WARPS})
     print(told, len(made.asm["cubin"]))
 """
 KERNELS = ("_ends", "_chain_chunks", "_apply", "_apply_backward")

@@ -65,7 +65,8 @@ def test_one_process_with_nccl_is_one_without(tmp_path):
     common = ["--profile", "smoke", "--set", "training.accelerator=cuda"]
     for name, more in (("alone", []), ("ddp", ["--set", "training.strategy=ddp"])):
         command = [sys.executable, "-c", "from homelib.cli import main; main()", "train", str(tmp_path / name), *common, *more]
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240, check=False)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
     alone, ddp = Run(tmp_path / "alone"), Run(tmp_path / "ddp")
     assert (ddp.state, len(ddp.history)) == ("done", 4)
