@@ -26,10 +26,9 @@ TOKENS = 64  # of a chunk, a multiple of `kernels.PIECE`
 NUMBERS = 512  # of state that a program holds: channels times states
 CHANNELS = 16  # of a program, at most
 WARPS = 1  # of a program: with one, no sum leaves the warp
-RESIDENT = {"_ends": 32, "_apply": 24, "_apply_backward": 12}  # programs that a multiprocessor holds at a time
-REGISTERS = {"_apply_backward": 168}  # a thread, at most
-CHAIN = (64, 32)  # chunks and numbers of state that a program of phase 2 takes at a time
-LOG2_E = kernels.LOG2_E.value
+REGISTERS = {"_ends": 80, "_apply": 80, "_apply_backward": 168}  # of a thread, at most
+RESIDENT = {"_ends": 24, "_apply": 24, "_apply_backward": 12}  # programs that a multiprocessor, with so many registers, holds at a time
+CHAIN = (128, 16)  # chunks and numbers of state that a program of phase 2 takes at a time
 HANDED = {"_ends": 2, "_apply": 3, "_apply_backward": 6}  # (BLOCK, T) numbers of a program's scratch
 
 
@@ -52,7 +51,7 @@ def _forward(u, delta, A, B, C, D, z, bias, softplus, keep):
     y, nothing = _outputs(u, delta, A, False)
     with _device(u):
         work = _Work(u, A)
-        B, C, A = _by_token(B), _by_token(C), A * LOG2_E
+        B, C = _by_token(B), _by_token(C)
         enters = _enters(work, u, delta, z, B, A, bias, softplus, reverse=False)
         given = *_strided(u, delta, u if z is None else z), B, C, A, _or(D, A), _or(bias, A)
         work.run(kernels._apply, *given, enters, *_strided(y), **_flags(D, z, bias, softplus))
@@ -68,9 +67,8 @@ def _backward(dy, u, delta, A, B, C, D, z, bias, softplus, enters):
         dD, dbias = (enters.new_empty(batch * chunks, A.shape[0]) for _ in range(2))
         dB, dC = (enters.new_empty(work.blocks, batch, u.shape[2], A.shape[1]) for _ in range(2))
         by_token = _by_token(B), _by_token(C)
-        A_2 = A * LOG2_E
-        leaves = _enters(work, dy, delta, z, by_token[1], A_2, bias, softplus, reverse=True)
-        given = *_strided(u, delta, u if z is None else z), *by_token, A_2, _or(D, A), _or(bias, A)
+        leaves = _enters(work, dy, delta, z, by_token[1], A, bias, softplus, reverse=True)
+        given = *_strided(u, delta, u if z is None else z), *by_token, A, _or(D, A), _or(bias, A)
         results = *_strided(du, ddelta, du if dz is None else dz), dA, dB, dC, dD, dbias
         work.run(kernels._apply_backward, *given, *_strided(dy), enters, leaves, *results, batch=batch, **_flags(D, z, bias, softplus))
     sums = dA.sum(0).to(A.dtype), dB.sum(0).mT.to(B.dtype), dC.sum(0).mT.to(C.dtype)
@@ -84,9 +82,9 @@ _scan = operator("homelib::selective_scan_triton", _forward, _backward, _outputs
 def _enters(work: "_Work", values: Tensor, delta, z, weight, A, bias, softplus, *, reverse: bool) -> Tensor:
     """Phases 1 and 2: the state that enters every chunk from the left, or the decayed gradient that enters it from the right (B, chunks, D, N)."""
     batch, chunks = values.shape[0], work.sizes["chunks"]
-    enters = torch.zeros(batch, chunks, *A.shape, device=A.device, dtype=torch.float32)
+    enters = torch.empty(batch, chunks, *A.shape, device=A.device, dtype=torch.float32)
     if chunks == 1:
-        return enters
+        return enters.zero_()
     ends, elapsed = torch.empty_like(enters), enters.new_empty(batch, chunks, A.shape[0])
     flags = _flags(None, z if reverse else None, bias, softplus)
     del flags["HAS_D"]
@@ -115,11 +113,11 @@ class _Work:
         name = kernel.__name__
         numbers = HANDED[name] * TOKENS * self.block
         if name == "_apply_backward":  # the states put aside
-            numbers += TOKENS // kernels.SUB.value * self.block * self.states
+            numbers += TOKENS // kernels.FOUR.value * self.block * self.states
         programs = min(self.sizes["items"], self.multiprocessors * RESIDENT[name])
         scratch = torch.empty(programs * numbers, device=arguments[0].device, dtype=torch.float32)
         shapes = {"T": TOKENS, "BLOCK": self.block, "STATES": self.states, "SCRATCH": numbers}
-        kernel[(programs,)](*arguments, scratch, **self.sizes, **shapes, **more, num_warps=WARPS, maxnreg=REGISTERS.get(name))
+        kernel[(programs,)](*arguments, scratch, **self.sizes, **shapes, **more, num_warps=WARPS, maxnreg=REGISTERS[name])
 
 
 def _by_token(weight: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ that sums over states and over channels stay within the warp. What is the same f
 (BLOCK, PIECE) at a time, and handed over in `scratch`, memory of the program's own, small enough to stay in the cache. A program takes one item after the
 other: item = (chunk, block, element of the batch).
 
-Letters as in `reference`; s is the step size after softplus, x = u, `driven` = s x, g the gradient of the state. A comes times log2(e), since exp2 is what
+The loop takes FOUR tokens at a time: all that they need is asked for before any of it is used, or each token would wait for memory by itself.
+
+Letters as in `reference`; s is the step size after softplus, x = u, `driven` = s x, g the gradient of the state. A is taken times log2(e), since exp2 is what
 a GPU computes. `weight`, B and C are (B, L, N), float32.
 """
 
@@ -15,7 +17,7 @@ import triton.language as tl
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 PIECE: tl.constexpr = tl.constexpr(16)  # tokens of a tile; a chunk holds a multiple of them
-SUB: tl.constexpr = tl.constexpr(4)  # tokens whose states the backward pass holds in registers
+FOUR: tl.constexpr = tl.constexpr(4)  # tokens at a time, whose states the backward pass holds in registers
 
 
 # ---------------------------------------------------------------- places
@@ -76,10 +78,24 @@ def _at(scratch, which, t, T: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _four(scratch, which, t, T: tl.constexpr, BLOCK: tl.constexpr):
+    """(BLOCK,) of each of four tokens handed over."""
+    at = _at(scratch, which, t, T, BLOCK)
+    return tl.load(at), tl.load(at + BLOCK), tl.load(at + 2 * BLOCK), tl.load(at + 3 * BLOCK)
+
+
+@triton.jit
 def _row(pointer, b, token, tokens, state, STATES: tl.constexpr):
     """(N,) of one token of a (B, L, N) tensor, zero outside."""
     n = tl.arange(0, STATES)
     return tl.load(pointer + (b * tokens + token) * state + n, mask=n < tl.where(token < tokens, state, 0), other=0.0)
+
+
+@triton.jit
+def _four_rows(pointer, b, token, tokens, state, STATES: tl.constexpr):
+    """(N,) of each of four tokens."""
+    first, second = _row(pointer, b, token, tokens, state, STATES), _row(pointer, b, token + 1, tokens, state, STATES)
+    return first, second, _row(pointer, b, token + 2, tokens, state, STATES), _row(pointer, b, token + 3, tokens, state, STATES)
 
 
 # ---------------------------------------------------------------- steps and gates
@@ -100,6 +116,18 @@ def _steps(raw, inside, SOFTPLUS: tl.constexpr):
 @triton.jit
 def _silu(z):
     return z * tl.sigmoid(z)
+
+
+@triton.jit
+def _decay(s, A_n):
+    """exp(s A), (BLOCK, N), of a token's steps."""
+    return tl.exp2(s[:, None] * A_n)
+
+
+@triton.jit
+def _forth(h, decay, driven, B_t):
+    """The state after a token."""
+    return h * decay + driven[:, None] * B_t[None, :]
 
 
 # ---------------------------------------------------------------- the three phases
@@ -134,13 +162,23 @@ def _ends(
         tl.store(elapsed + (b * chunks + chunk) * channels + channel, passed, mask=channel < channels)
         tl.debug_barrier()
         place, exists = _states(channel, channels, state, STATES)
-        A_n = tl.load(A + place, mask=exists, other=0.0)
+        A_n = tl.load(A + place, mask=exists, other=0.0) * LOG2_E
         h = tl.zeros((BLOCK, STATES), tl.float32)
-        for i in range(T):
-            t = T - 1 - i if REVERSE else i
-            decay = tl.exp2(tl.load(_at(scratch, 0, t, T, BLOCK))[:, None] * A_n)
-            added = tl.load(_at(scratch, 1, t, T, BLOCK))[:, None] * _row(weight, b, chunk * T + t, tokens, state, STATES)[None, :]
-            h = (h + added) * decay if REVERSE else h * decay + added
+        for i in range(T // FOUR):
+            t = T - FOUR - i * FOUR if REVERSE else i * FOUR
+            s_0, s_1, s_2, s_3 = _four(scratch, 0, t, T, BLOCK)
+            x_0, x_1, x_2, x_3 = _four(scratch, 1, t, T, BLOCK)
+            w_0, w_1, w_2, w_3 = _four_rows(weight, b, chunk * T + t, tokens, state, STATES)
+            if REVERSE:
+                h = (h + x_3[:, None] * w_3[None, :]) * _decay(s_3, A_n)
+                h = (h + x_2[:, None] * w_2[None, :]) * _decay(s_2, A_n)
+                h = (h + x_1[:, None] * w_1[None, :]) * _decay(s_1, A_n)
+                h = (h + x_0[:, None] * w_0[None, :]) * _decay(s_0, A_n)
+            else:
+                h = _forth(h, _decay(s_0, A_n), x_0, w_0)
+                h = _forth(h, _decay(s_1, A_n), x_1, w_1)
+                h = _forth(h, _decay(s_2, A_n), x_2, w_2)
+                h = _forth(h, _decay(s_3, A_n), x_3, w_3)
         tl.store(ends + (b * chunks + chunk) * channels * state + place, h, mask=exists)
         tl.debug_barrier()
 
@@ -154,11 +192,15 @@ def _then(decay_a, h_a, decay_b, h_b):
 @triton.jit
 def _chain_chunks(ends, elapsed, A, enters, chunks, state, channels, REVERSE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Phase 2: the state that enters each chunk, enters (B, chunks, D, N), zero for the first one."""
+    first = 0
+    if REVERSE:
+        first = chunks - 1
     b, m = tl.program_id(1).to(tl.int64), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     numbers = state * channels
     channel, exists = m // state, m < numbers
-    A_m = tl.load(A + m, mask=exists, other=0.0)
+    A_m = tl.load(A + m, mask=exists, other=0.0) * LOG2_E
     carry = tl.zeros((COLUMNS,), tl.float32)
+    tl.store(enters + (b * chunks + first) * numbers + m, carry, mask=exists)
     for start in range(0, chunks, ROWS):
         place = start + tl.arange(0, ROWS)
         chunk = chunks - 1 - place if REVERSE else place
@@ -191,12 +233,23 @@ def _apply(
             tl.store(_handed(scratch, 1, first, T, BLOCK), s * _tile(u, u_b, u_d, u_l, b, channel, token, inside))
         tl.debug_barrier()
         place, exists = _states(channel, channels, state, STATES)
-        A_n = tl.load(A + place, mask=exists, other=0.0)
+        A_n = tl.load(A + place, mask=exists, other=0.0) * LOG2_E
         h = tl.load(enters + (b * chunks + chunk) * channels * state + place, mask=exists, other=0.0)
-        for t in range(T):
-            driven = tl.load(_at(scratch, 1, t, T, BLOCK))[:, None] * _row(B, b, chunk * T + t, tokens, state, STATES)[None, :]
-            h = h * tl.exp2(tl.load(_at(scratch, 0, t, T, BLOCK))[:, None] * A_n) + driven
-            tl.store(_at(scratch, 2, t, T, BLOCK), tl.sum(h * _row(C, b, chunk * T + t, tokens, state, STATES)[None, :], 1))
+        for i in range(T // FOUR):
+            t = i * FOUR
+            s_0, s_1, s_2, s_3 = _four(scratch, 0, t, T, BLOCK)
+            x_0, x_1, x_2, x_3 = _four(scratch, 1, t, T, BLOCK)
+            B_0, B_1, B_2, B_3 = _four_rows(B, b, chunk * T + t, tokens, state, STATES)
+            C_0, C_1, C_2, C_3 = _four_rows(C, b, chunk * T + t, tokens, state, STATES)
+            h_0 = _forth(h, _decay(s_0, A_n), x_0, B_0)
+            h_1 = _forth(h_0, _decay(s_1, A_n), x_1, B_1)
+            h_2 = _forth(h_1, _decay(s_2, A_n), x_2, B_2)
+            h = _forth(h_2, _decay(s_3, A_n), x_3, B_3)
+            at = _at(scratch, 2, t, T, BLOCK)
+            tl.store(at, tl.sum(h_0 * C_0[None, :], 1))
+            tl.store(at + BLOCK, tl.sum(h_1 * C_1[None, :], 1))
+            tl.store(at + 2 * BLOCK, tl.sum(h_2 * C_2[None, :], 1))
+            tl.store(at + 3 * BLOCK, tl.sum(h * C_3[None, :], 1))
         tl.debug_barrier()
         for first in range(0, T, PIECE):
             token, inside = _piece(chunk * T + first, channel, channels, tokens)
@@ -207,30 +260,20 @@ def _apply(
 
 
 @triton.jit
-def _forth(h, decay, driven, B_t):
-    """The state after a token."""
-    return h * decay + driven[:, None] * B_t[None, :]
-
-
-@triton.jit
 def _back(
-    g, dA, h_before, h, decay, s, driven, B_t, A_n, scratch, C, dB, dC, part, t, b, token, tokens, state,
-    HAS_Z: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, STATES: tl.constexpr,
+    g, d_A, h_before, h, decay, s, driven, dy, B_t, C_t, A_n, at, dB, dC, here, exists,
+    HAS_Z: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token of the backward pass: g comes from the right and goes on to the left, and what it does to the token is handed over or stored."""
-    n = tl.arange(0, STATES)
-    dy = tl.load(_at(scratch, 2, t, T, BLOCK))
-    C_t = _row(C, b, token, tokens, state, STATES)
+    """One token of the backward pass: g comes from the right and goes on to the left, and what it does to the token is handed over (`at`) or stored (`here`)."""
     g += dy[:, None] * C_t[None, :]
     d_exponent = g * decay * h_before
+    tl.store(at + 3 * (T * BLOCK), tl.sum(g * B_t[None, :], 1))
+    tl.store(at + 4 * (T * BLOCK), tl.sum(d_exponent * A_n, 1) * LN_2)
     if HAS_Z:
-        tl.store(_at(scratch, 5, t, T, BLOCK), tl.sum(h * C_t[None, :], 1))
-    tl.store(_at(scratch, 3, t, T, BLOCK), tl.sum(g * B_t[None, :], 1))
-    tl.store(_at(scratch, 4, t, T, BLOCK), tl.sum(d_exponent * A_n, 1) * LN_2)
-    here, exists = ((part + b) * tokens + token) * state + n, n < tl.where(token < tokens, state, 0)
+        tl.store(at + 5 * (T * BLOCK), tl.sum(h * C_t[None, :], 1))
     tl.store(dB + here, tl.sum(g * driven[:, None], 0), mask=exists)
     tl.store(dC + here, tl.sum(h * dy[:, None], 0), mask=exists)
-    return g * decay, dA + d_exponent * s[:, None]
+    return g * decay, d_A + d_exponent * s[:, None]
 
 
 @triton.jit
@@ -264,36 +307,41 @@ def _apply_backward(
         tl.debug_barrier()
 
         place, exists = _states(channel, channels, state, STATES)
-        A_n = tl.load(A + place, mask=exists, other=0.0)
+        A_n = tl.load(A + place, mask=exists, other=0.0) * LOG2_E
         border = (b * chunks + chunk) * channels * state + place
         h = tl.load(enters + border, mask=exists, other=0.0)
-        for i in range(T // SUB):
+        for i in range(T // FOUR):
+            s_0, s_1, s_2, s_3 = _four(scratch, 0, i * FOUR, T, BLOCK)
+            x_0, x_1, x_2, x_3 = _four(scratch, 1, i * FOUR, T, BLOCK)
+            B_0, B_1, B_2, B_3 = _four_rows(B, b, chunk * T + i * FOUR, tokens, state, STATES)
             tl.store(aside + i * (BLOCK * STATES), h)
-            for k in tl.static_range(SUB):
-                t = i * SUB + k
-                decay = tl.exp2(tl.load(_at(scratch, 0, t, T, BLOCK))[:, None] * A_n)
-                h = _forth(h, decay, tl.load(_at(scratch, 1, t, T, BLOCK)), _row(B, b, chunk * T + t, tokens, state, STATES))
+            h = _forth(h, _decay(s_0, A_n), x_0, B_0)
+            h = _forth(h, _decay(s_1, A_n), x_1, B_1)
+            h = _forth(h, _decay(s_2, A_n), x_2, B_2)
+            h = _forth(h, _decay(s_3, A_n), x_3, B_3)
 
         g, d_A = tl.load(leaves + border, mask=exists, other=0.0), tl.zeros((BLOCK, STATES), tl.float32)
-        for i in range(T // SUB):
-            t = T - SUB - i * SUB
-            at = chunk * T + t
-            s_0, s_1 = tl.load(_at(scratch, 0, t, T, BLOCK)), tl.load(_at(scratch, 0, t + 1, T, BLOCK))
-            s_2, s_3 = tl.load(_at(scratch, 0, t + 2, T, BLOCK)), tl.load(_at(scratch, 0, t + 3, T, BLOCK))
-            x_0, x_1 = tl.load(_at(scratch, 1, t, T, BLOCK)), tl.load(_at(scratch, 1, t + 1, T, BLOCK))
-            x_2, x_3 = tl.load(_at(scratch, 1, t + 2, T, BLOCK)), tl.load(_at(scratch, 1, t + 3, T, BLOCK))
-            B_0, B_1 = _row(B, b, at, tokens, state, STATES), _row(B, b, at + 1, tokens, state, STATES)
-            B_2, B_3 = _row(B, b, at + 2, tokens, state, STATES), _row(B, b, at + 3, tokens, state, STATES)
-            e_0, e_1, e_2, e_3 = tl.exp2(s_0[:, None] * A_n), tl.exp2(s_1[:, None] * A_n), tl.exp2(s_2[:, None] * A_n), tl.exp2(s_3[:, None] * A_n)
-            h = tl.load(aside + (T // SUB - 1 - i) * (BLOCK * STATES))
+        for i in range(T // FOUR):
+            t = T - FOUR - i * FOUR
+            h = tl.load(aside + t // FOUR * (BLOCK * STATES))
+            s_0, s_1, s_2, s_3 = _four(scratch, 0, t, T, BLOCK)
+            x_0, x_1, x_2, x_3 = _four(scratch, 1, t, T, BLOCK)
+            B_0, B_1, B_2, B_3 = _four_rows(B, b, chunk * T + t, tokens, state, STATES)
+            dy_0, dy_1, dy_2, dy_3 = _four(scratch, 2, t, T, BLOCK)
+            C_0, C_1, C_2, C_3 = _four_rows(C, b, chunk * T + t, tokens, state, STATES)
+            e_0, e_1, e_2, e_3 = _decay(s_0, A_n), _decay(s_1, A_n), _decay(s_2, A_n), _decay(s_3, A_n)
             h_0 = _forth(h, e_0, x_0, B_0)
             h_1 = _forth(h_0, e_1, x_1, B_1)
             h_2 = _forth(h_1, e_2, x_2, B_2)
             h_3 = _forth(h_2, e_3, x_3, B_3)
-            g, d_A = _back(g, d_A, h_2, h_3, e_3, s_3, x_3, B_3, A_n, scratch, C, dB, dC, part, t + 3, b, at + 3, tokens, state, HAS_Z, T, BLOCK, STATES)
-            g, d_A = _back(g, d_A, h_1, h_2, e_2, s_2, x_2, B_2, A_n, scratch, C, dB, dC, part, t + 2, b, at + 2, tokens, state, HAS_Z, T, BLOCK, STATES)
-            g, d_A = _back(g, d_A, h_0, h_1, e_1, s_1, x_1, B_1, A_n, scratch, C, dB, dC, part, t + 1, b, at + 1, tokens, state, HAS_Z, T, BLOCK, STATES)
-            g, d_A = _back(g, d_A, h, h_0, e_0, s_0, x_0, B_0, A_n, scratch, C, dB, dC, part, t, b, at, tokens, state, HAS_Z, T, BLOCK, STATES)
+            at, here, n, left = _at(scratch, 0, t, T, BLOCK), ((part + b) * tokens + chunk * T + t) * state, tl.arange(0, STATES), tokens - chunk * T - t
+            here += n
+            in_0, in_1 = n < tl.where(left > 0, state, 0), n < tl.where(left > 1, state, 0)
+            in_2, in_3 = n < tl.where(left > 2, state, 0), n < tl.where(left > 3, state, 0)
+            g, d_A = _back(g, d_A, h_2, h_3, e_3, s_3, x_3, dy_3, B_3, C_3, A_n, at + 3 * BLOCK, dB, dC, here + 3 * state, in_3, HAS_Z, T, BLOCK)
+            g, d_A = _back(g, d_A, h_1, h_2, e_2, s_2, x_2, dy_2, B_2, C_2, A_n, at + 2 * BLOCK, dB, dC, here + 2 * state, in_2, HAS_Z, T, BLOCK)
+            g, d_A = _back(g, d_A, h_0, h_1, e_1, s_1, x_1, dy_1, B_1, C_1, A_n, at + BLOCK, dB, dC, here + state, in_1, HAS_Z, T, BLOCK)
+            g, d_A = _back(g, d_A, h, h_0, e_0, s_0, x_0, dy_0, B_0, C_0, A_n, at, dB, dC, here, in_0, HAS_Z, T, BLOCK)
         tl.store(dA + border, d_A, mask=exists)
         tl.debug_barrier()
 
