@@ -26,7 +26,7 @@ def main() -> None:
     table = complexity(ModelConfig(), told.tokens, stage=told.stage, device=told.device)
     slopes = exponents(table)
     print(table.round(4).to_string(index=False), slopes.round(3).to_string(index=False), sep="\n\n")
-    about = f"the paper's stage {told.stage + 1} on {told.device}, {torch.get_num_threads()} threads, float32"
+    about = f"stage {told.stage} of the paper's network on {told.device}, {torch.get_num_threads()} threads, float32"
     print(save(MEASURED.stem, {"about": about, "load before": round(load, 2), "rows": table.to_dict("records")}, folder=MEASURED.parent))
 
 

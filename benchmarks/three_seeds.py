@@ -86,7 +86,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/three_seeds"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--set", action="append", default=[], help="a setting by dotted name, training.steps=800")
-    parser.add_argument("--name", help="of the file; three_seeds, or with the profile where that is another")
     told = parser.parse_args()
     torch.set_num_threads(told.threads)
     changes = {name: yaml.safe_load(value) for name, value in (change.split("=", 1) for change in told.set)}
@@ -98,7 +97,7 @@ def main() -> None:
                 print(f"{network}, seed {seed}, {direction}: " + ", ".join(f"{row['role']} {row['dice']:.3f}" for row in rows[-2:]), flush=True)
     table = over_seeds(pd.DataFrame(rows))
     print(table.round(3).to_string(index=False))
-    name = told.name or ("three_seeds" if told.profile == "laptop" else f"three_seeds-{told.profile}")
+    name = "three_seeds" if told.profile == "laptop" else f"three_seeds-{told.profile}"
     print(save(name, {"profile": told.profile, "changes": changes, "runs": rows, "over_seeds": table.to_dict("records")}))
 
 

@@ -43,7 +43,7 @@ def on_paper(config: ModelConfig, *, home: bool = True) -> nn.Module:
 
 
 def stage_table(config: ModelConfig, patch_voxels: Sequence[int]) -> pd.DataFrame:
-    """One row a stage for a patch (D, H, W): tokens, groups and fill tokens, slots of a group and of all groups, scores of each level."""
+    """One row a stage, from 0 (finest), for a patch (D, H, W): tokens, groups and fill tokens, slots of a group and of all groups, scores of each level."""
     rows = []
     for stage in range(4):
         grid = [math.ceil(size / 16) * 16 // 2 ** (stage + 1) for size in patch_voxels]
@@ -51,7 +51,7 @@ def stage_table(config: ModelConfig, patch_voxels: Sequence[int]) -> pd.DataFram
         groups, slots = math.ceil(tokens / K), config.experts_local[stage] * config.slots_per_expert
         rows.append(
             {
-                "stage": stage + 1,
+                "stage": stage,
                 "channels": config.channels[stage],
                 "grid": " x ".join(map(str, grid)),
                 "tokens N": tokens,

@@ -213,7 +213,7 @@ def _measured(run: Run) -> str:
     metrics = [name for name in dict.fromkeys(rows["metric"]) if name not in LESIONS]
     means = rows.groupby(["class", "metric"], sort=False)["value"].mean().unstack()[metrics]
     units = [f"{name} [{metric_of(name).unit}]" if metric_of(name).unit != "1" else name for name in metrics]
-    lines = [["class", *units], ["---"] * (1 + len(metrics))]
+    lines = [["class", *units], ["---", *["---:"] * len(metrics)]]
     lines += [[name.replace("_", " "), *(f"{value:.3f}" for value in values)] for name, values in zip(means.index, means.to_numpy(), strict=True)]
     head = f"Means over {rows['case'].nunique()} test cases ({', '.join(list(dict.fromkeys(rows['case']))[:8])}), labels {origin}."
     return "\n".join([head, "", *("| " + " | ".join(line) + " |" for line in lines), "", *(f"- {line}" for line in footer(rows, metrics))])

@@ -27,7 +27,7 @@ COLUMNS = ("layer", "stage", "tokens", "seconds", "kept_mib", "formula", "level_
 
 
 def complexity(config: ModelConfig, tokens: Sequence[int], *, stage: int = 0, device: str = "cpu") -> pd.DataFrame:
-    """Forward and backward of Mamba and of HoME of a stage, for sequences of several lengths.
+    """Forward and backward of Mamba and of HoME of a stage (from 0, the finest), for sequences of several lengths.
 
     Returns:
         Tidy rows: layer, stage, tokens, seconds (forward and backward, one sequence), kept_mib (what the backward pass keeps), formula (the paper's count of
@@ -41,7 +41,7 @@ def complexity(config: ModelConfig, tokens: Sequence[int], *, stage: int = 0, de
         layer = built.to(device)
         for N in tokens:
             x = torch.tanh(torch.randn(1, N, channels, device=device))  # as Dynamic Tanh leaves it
-            rows.append({"layer": name, "stage": stage + 1, "tokens": N, **_measured(layer, x), **_counted(config, stage, N, home=name == "HoME")})
+            rows.append({"layer": name, "stage": stage, "tokens": N, **_measured(layer, x), **_counted(config, stage, N, home=name == "HoME")})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -4,7 +4,8 @@ A table is text cells with a mark each, so that every form shows the same digits
 """
 
 import html
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ STYLES = {BEST: "font-weight: bold", ALIKE: "font-style: italic"}
 MARKDOWN = {BEST: "**{}**", ALIKE: "*{}*"}
 LATEX = {BEST: r"\textbf{{{}}}", ALIKE: r"\textit{{{}}}"}
 ESCAPED = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+WITHOUT_NUMBER = ("", "-", "nan")  # cells, in a column of numbers
 MARKS_TOLD = "Bold: the best. Italic: not significantly worse than the best (p of at least 0.05 after Holm's correction)."
 
 
@@ -47,7 +49,7 @@ class Printed:
 
     def markdown(self) -> str:
         head = [_piped(name) for name in (self.cells.index.name or "", *self.cells.columns)]
-        lines = [head, ["---"] * len(head)]
+        lines = [head, under_heads(self._columns)]
         lines += [[_piped(name), *row] for name, row in zip(self.cells.index, self._marked(MARKDOWN, _piped), strict=True)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return "\n\n".join([f"**{self.caption}**", table, *self.told])
@@ -57,7 +59,8 @@ class Printed:
         head = " & ".join(map(_escaped, [self.cells.index.name or "", *self.cells.columns])) + r" \\"
         body = [" & ".join([_escaped(name), *row]) + r" \\" for name, row in zip(self.cells.index.astype(str), self._marked(LATEX, _escaped), strict=True)]
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(' '.join([self.caption + '.', *self.told]))}}}"]
-        lines += [rf"\begin{{tabular}}{{l{'r' * len(self.cells.columns)}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+        sides = "".join("r" if of_numbers(texts) else "l" for texts in self._columns)
+        lines += [rf"\begin{{tabular}}{{l{sides}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
         return "\n".join([*lines, r"\end{tabular}", r"\end{table}"])
 
     def csv(self) -> str:
@@ -70,9 +73,31 @@ class Printed:
         below: Any = {"selector": "caption", "props": "caption-side: bottom; text-align: left"}
         return self.cells.style.apply(lambda _: styles, axis=None).set_caption(said).set_table_styles([below])
 
+    @property
+    def _columns(self) -> list[list[str]]:
+        return self.cells.astype(str).to_numpy().T.tolist()
+
     def _marked(self, forms: dict[str, str], escape: Callable[[str], str]) -> list[list[str]]:
         rows = zip(self.cells.to_numpy().tolist(), self.marks.to_numpy().tolist(), strict=True)
         return [[forms.get(mark, "{}").format(escape(str(text))) for text, mark in zip(*row, strict=True)] for row in rows]
+
+
+def of_numbers(texts: Sequence[str]) -> bool:
+    """Whether a column is set to the right: each cell begins with a number, or has none in its place.
+
+    >>> of_numbers(["50.0 (40.2 to 59.8)", "-"]), of_numbers(["MODEL", ""])
+    (True, False)
+    """
+    return all(text in WITHOUT_NUMBER or re.match(r"[-+]?\.?\d", text) for text in texts)
+
+
+def under_heads(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown's second line of a table, by the cells of each column after the first, which names the rows: numbers stand to the right.
+
+    >>> under_heads([["MODEL", ""], ["80.0", "7.5"]])
+    ['---', '---', '---:']
+    """
+    return ["---", *("---:" if of_numbers(texts) else "---" for texts in columns)]
 
 
 def _escaped(text: str) -> str:

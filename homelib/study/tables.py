@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from .printed import under_heads
+
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
@@ -63,11 +65,11 @@ def means(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame, *, digits: int = 1) -> str:
-    """A table in Markdown, numbers rounded."""
+    """A table in Markdown, numbers rounded and to the right."""
     cells = [
         [str(name), *(f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row)]
         for name, row in zip(table.index, table.itertuples(index=False), strict=True)
     ]
     head = [str(table.index.name or ""), *map(str, table.columns)]
-    lines = [head, ["---"] * len(head), *cells]
+    lines = [head, under_heads([[line[i] for line in cells] for i in range(1, len(head))]), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -119,7 +119,7 @@ def test_the_card_has_every_metric_and_cases_whose_ids_are_numbers(run, tmp_path
     rows += [f"00{case},labels,liver,{metric},{value},9,9" for case in (1, 2) for metric, value in (("dice", 0.5 * case), ("hd95", 4))]
     (own / "metrics.csv").write_text("\n".join(rows) + "\n")
     card = (export(Run(own), "hub", tmp_path / "hub") / "README.md").read_text()
-    told = ["2 test cases (001, 002), labels UNSTATED", "| class | dice | hd95 [mm] |", "| liver | 0.750 | 4.000 |"]
+    told = ["2 test cases (001, 002), labels UNSTATED", "| class | dice | hd95 [mm] |", "| --- | ---: | ---: |", "| liver | 0.750 | 4.000 |"]
     for words in (*told, "- dice [1]: 2 |P and R|", "- Structures: 2 in the references"):
         assert words in card
 

@@ -120,6 +120,7 @@ CONFIG = ModelConfig(
 def test_growth_is_told_beside_the_papers_formula():
     table = complexity(CONFIG, [256, 512, 1024])
     assert list(table["layer"]) == ["Mamba"] * 3 + ["HoME"] * 3
+    assert set(table["stage"]) == {0}
     assert (table["seconds"] > 0).all()
     home = table[table["layer"] == "HoME"].set_index("tokens")
     assert home.loc[1024, "formula"] == 16 * (2 + 4) * 64 * 8
@@ -135,10 +136,10 @@ def test_what_was_measured_is_read_with_its_machine_and_nothing_is_made_up(tmp_p
     monkeypatch.setattr(module, "MEASURED", tmp_path / "complexity.json")
     assert measured() is None
     table = complexity(CONFIG, [64, 128])
-    kept = {"machine": {"cpu": "some CPU"}, "about": "the paper's stage 1", "rows": table.to_dict("records")}
+    kept = {"machine": {"cpu": "some CPU"}, "about": "stage 0", "rows": table.to_dict("records")}
     (tmp_path / "complexity.json").write_text(json.dumps(kept))
     found, title = measured()
-    assert title == "the paper's stage 1, some CPU"
+    assert title == "stage 0, some CPU"
     assert found.equals(table)
 
 

@@ -129,9 +129,9 @@ def test_what_the_paper_and_its_lack_name_is_an_arm_somewhere():
 def test_the_laptop_grids_note_says_where_groups_and_slots_come_to_their_end():
     grid = load_grid("laptop-tables")
     tables = {arm: stage_table((settings := grid.settings(arm)).model, settings.data.patch_voxels) for arm in grid.arms}
-    assert {table.loc[4, "tokens N"] for table in tables.values()} == {24}
-    assert {table.loc[4, "groups G"] for table in tables.values()} == {1}
-    assert {arm for arm, table in tables.items() if table.loc[3, "groups G"] == 1} == {"groups-twice"}
+    assert {table.loc[3, "tokens N"] for table in tables.values()} == {24}
+    assert {table.loc[3, "groups G"] for table in tables.values()} == {1}
+    assert {arm for arm, table in tables.items() if table.loc[2, "groups G"] == 1} == {"groups-twice"}
     more = {}
     for arm, table in tables.items():
         if over := table[table["slots a group M"] > table["group size K"]][["slots a group M", "group size K"]].values.tolist():

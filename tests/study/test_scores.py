@@ -161,9 +161,16 @@ def small() -> Printed:
 def test_markdown(small):
     lines = small.markdown().splitlines()
     assert lines[0] == "**A caption of 100 %**"
-    assert lines[2:6] == ["| arm | Dice % | a\\|b_c |", "| --- | --- | --- |", "| one | **50 (40 to 60)** | 1 |", "| two & more | *49* | 2 |"]
+    assert lines[2:6] == ["| arm | Dice % | a\\|b_c |", "| --- | ---: | ---: |", "| one | **50 (40 to 60)** | 1 |", "| two & more | *49* | 2 |"]
     assert lines[-1] == "A note."
     assert "Bold: the best." in small.markdown()
+
+
+def test_words_stand_to_the_left_and_numbers_or_none_to_the_right():
+    columns = {"label origin": ["MODEL", ""], "dice %": ["1.5 (-1 to 4)", "-"], "change": ["-0.1", "+0.2"], "none": ["-", "nan"], "cases": ["3 of 4", "ct-a"]}
+    table = Printed.plain(pd.DataFrame(columns, index=["liver", "mean"]), "Both")
+    assert table.markdown().splitlines()[3] == "| --- | --- | ---: | ---: | ---: | --- |"
+    assert r"\begin{tabular}{llrrrl}" in table.latex()
 
 
 def test_latex_has_booktabs_and_escapes(small):

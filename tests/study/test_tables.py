@@ -149,7 +149,7 @@ def test_markdown_by_hand():
     table = pd.DataFrame({"label origin": ["MODEL", ""], "voxels": [1000, 1250], "MambaHoME": [80.04, NAN]}, index=pd.Index(["liver", "mean"], name="class"))
     assert to_markdown(table).splitlines() == [
         "| class | label origin | voxels | MambaHoME |",
-        "| --- | --- | --- | --- |",
+        "| --- | --- | ---: | ---: |",
         "| liver | MODEL | 1000 | 80.0 |",
         "| mean |  | 1250 | nan |",
     ]
