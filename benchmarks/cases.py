@@ -97,6 +97,20 @@ def experts(looped: bool):
         Experts.forward = stacked
 
 
+@contextmanager
+def recipe(published: bool):
+    """The layers as the authors' code has them, within: experts in a loop, PyTorch's instance norm."""
+    from homelib.network.layers import InstanceNorm
+
+    ours = InstanceNorm.forward
+    InstanceNorm.forward = nn.InstanceNorm3d.forward if published else ours
+    try:
+        with experts(published):
+            yield
+    finally:
+        InstanceNorm.forward = ours
+
+
 def experts_in_a_loop(self, x: torch.Tensor) -> torch.Tensor:
     """`Experts.forward`, one expert after the other, as the released code does it."""
     outputs = []
@@ -142,7 +156,7 @@ def network(
     dtype: str = "float32", parts: bool = False,
 ) -> Ready:  # fmt: skip
     """A forward pass of a cube. `width`: channels of the first stage, 48 in the paper. bfloat16 is by autocast."""
-    model = build(which, backend=backend, width=width, classes=classes).to(device).eval()
+    model = build(which, backend=backend, width=width, classes=classes, device=device).eval()
     x = torch.randn(1, 1, size, size, size, device=device)
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last_3d), x.to(memory_format=torch.channels_last_3d)
@@ -158,14 +172,14 @@ def network(
 
 
 def step(
-    *, which: str, size: int, batch: int, dtype: str, looped: bool = False, backend: str = "auto", channels_last: bool = False,
+    *, which: str, size: int, batch: int, dtype: str, published: bool = False, backend: str = "auto", channels_last: bool = False,
     checkpointing: bool = False, width: int = 48, classes: int = 3, device: str = "cpu",
 ) -> Ready:  # fmt: skip
     """A training step: forward, Dice + cross-entropy, backward, AdamW. On a GPU with the most memory that the process held: weights, their gradients and
     the optimiser's state among it, which are there before a step is measured."""
     from homelib.run.loss import segmentation_loss
 
-    model = build(which, backend=backend, width=width, classes=classes).to(device)
+    model = build(which, backend=backend, width=width, classes=classes, device=device)
     if checkpointing:
         model.set_checkpointing(True)
     x = torch.randn(batch, 1, size, size, size, device=device)
@@ -175,10 +189,11 @@ def step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-5, fused=True)
 
     def run():
-        with experts(looped), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits = model(x)
-        loss = segmentation_loss(logits, y)
-        loss.backward()
+        with recipe(published):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
+                logits = model(x)
+            loss = segmentation_loss(logits, y)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         held = {} if device == "cpu" else {"held_mib": torch.cuda.max_memory_allocated(device) / 2**20}
@@ -226,7 +241,7 @@ def prediction(*, size: int, patch: int, width: int = 48, classes: int = 3, dtyp
     from homelib.config import PredictionConfig
     from homelib.run.sliding import Windows, finished_rows
 
-    model = build("MambaHoME", backend="auto", width=width, classes=classes).to(device).eval()
+    model = build("MambaHoME", backend="auto", width=width, classes=classes, device=device).eval()
     image = np.random.default_rng(0).standard_normal((size,) * 3, np.float32)
     windows = Windows.over(image.shape, (patch,) * 3, overlap=0.5)
     given = {"prepare": lambda x: x, "beyond": 0.0, "device": torch.device(device), "finish": lambda blended: blended.argmax(0).to(torch.uint8).cpu()}
@@ -240,15 +255,16 @@ def prediction(*, size: int, patch: int, width: int = 48, classes: int = 3, dtyp
     return {}, run
 
 
-def build(which: str, *, backend: str, width: int = 48, classes: int = 3) -> nn.Module:
+def build(which: str, *, backend: str, width: int = 48, classes: int = 3, device: str = "cpu") -> nn.Module:
     from homelib import MambaHoME, ModelConfig, SegMamba
 
     torch.manual_seed(0)
     ours = {"MambaHoME": MambaHoME, "SegMamba": SegMamba}
-    if which in ours:
-        channels = tuple(width * 2**i for i in range(4))
-        return ours[which](ModelConfig(out_channels=classes, channels=channels, hidden_channels=2 * channels[-1], scan_backend=backend))
-    return peers.networks(classes)[which]()
+    channels = tuple(width * 2**i for i in range(4))
+    with torch.device(device):  # random weights made there: of 170 million numbers that takes a GPU no time
+        if which in ours:
+            return ours[which](ModelConfig(out_channels=classes, channels=channels, hidden_channels=2 * channels[-1], scan_backend=backend))
+        return peers.networks(classes)[which]()
 
 
 @contextmanager
