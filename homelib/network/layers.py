@@ -1,6 +1,6 @@
 """Instance norm and convolutions as the network takes them on a CPU: in channels_last tensors, in which they are fastest there, and right in bfloat16.
 
-With contiguous tensors they are PyTorch's own.
+With contiguous tensors they are PyTorch's own, but for instance norm on a GPU, where PyTorch's gives each channel to one of its many multiprocessors.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .home import at_least_float32
+from .instance_norm import has_kernel, kernel
 
 HALF = (torch.bfloat16, torch.float16)
 SLAB_NUMBERS = 2**18  # of a product that exist at a time: they stay in the cache
@@ -21,6 +22,8 @@ class InstanceNorm(nn.InstanceNorm3d):
     that the convolutions around it copy too; on a CPU (2.13), for a batch of one, its gradient is then wrong."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if has_kernel(x):
+            return kernel(x, self.eps)
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last_3d):
             return super().forward(x)
         if x.is_cpu and x.dtype in HALF:  # batch norm of one item is its instance norm; it errs by about as much as x was rounded

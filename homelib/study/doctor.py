@@ -17,7 +17,7 @@ from ..data.demo import DEMO_MANIFESTS, FetchError, fetch_cases
 from ..data.manifest import load_manifest
 from ..data.memory import GIB, free_memory_gib, total_memory_gib
 from ..errors import UserError
-from ..network.causal_conv import KERNEL, used_on
+from ..network import causal_conv, instance_norm
 from ..network.scan.backends import report, resolve
 from ..paths import cache_dir, runs_dir
 
@@ -32,7 +32,7 @@ EXTRAS = {
     "bench": "the peers of make bench",
     "dev": "make test",
 }
-MADE_FOR = {"numba": "cpu", "triton": "cuda", "mamba_ssm": "cuda", KERNEL: "cuda"}  # the others run on any device
+MADE_FOR = {"numba": "cpu", "triton": "cuda", "mamba_ssm": "cuda", causal_conv.KERNEL: "cuda"}  # the others run on any device
 ROOM_GIB = 1  # free, below which a disk deserves a word; the demo's scans and runs take a part of it
 ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TRITON_INTERPRET")  # and all HOMELIB_*
 ROOT = Path(__file__).resolve().parents[2]  # the clone; or site-packages
@@ -201,7 +201,7 @@ def _commit() -> str:
 
 
 def _scan(device: str) -> dict[str, Finding]:
-    """Every backend of the selective scan on a device, and the causal convolution before it."""
+    """Every backend of the selective scan on a device, the causal convolution before it, and instance norm."""
     told = report(device)
     chosen = next(name for name, line in told.items() if line.startswith("chosen"))
     found = {}
@@ -212,8 +212,9 @@ def _scan(device: str) -> dict[str, Finding]:
             found[name] = Finding(line, f"auto takes {chosen} here", f"--set model.scan_backend={name}")
         else:
             found[name] = Finding("not used", line, _backend(name, device, line))
-    convolution, _, why = used_on(device).partition(" (")
-    found["causal convolution"] = Finding(convolution, why.removesuffix(")"), _backend(KERNEL, device, why) if why else "")
+    for name, module in (("causal convolution", causal_conv), ("instance norm", instance_norm)):
+        used, _, why = module.used_on(device).partition(" (")
+        found[name] = Finding(used, why.removesuffix(")"), _backend(module.KERNEL, device, why) if why else "")
     return found
 
 
@@ -224,7 +225,7 @@ def _backend(name: str, device: str, why: str) -> str:
         return {"cpu": "nothing: it is for CPUs", "cuda": "an NVIDIA GPU"}[kind]
     if "ImportError" not in why and "ModuleNotFoundError" not in why:
         return "send this report: it should work here. Until then auto does without it"
-    if name in ("mamba_ssm", KERNEL):
+    if name in ("mamba_ssm", causal_conv.KERNEL):
         return _cuda_kernels()
     return f"pip install '{name}{_requirements('cuda' if kind == 'cuda' else '').get(name, Requirement(name)).specifier}'"
 

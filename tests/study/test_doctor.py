@@ -99,6 +99,7 @@ def test_a_gpu_by_metal_is_listed_with_what_can_be_used_on_it(monkeypatch):
     assert scan["blocked"].value.startswith("chosen by auto")
     assert scan["numba"] == Finding("not used", "needs a cpu device", "nothing: it is for CPUs")
     assert scan["causal convolution"] == Finding("PyTorch", "causal_conv1d needs a cuda device", "an NVIDIA GPU")
+    assert scan["instance norm"] == Finding("PyTorch", "triton needs a cuda device", "an NVIDIA GPU")
     if not torch.cuda.is_available():
         assert "GPU by Metal, scan backend blocked" in environment_line()
 
@@ -177,7 +178,7 @@ def test_homelib_that_is_not_installed_is_no_error(monkeypatch):
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_scan_backend_is_chosen_or_works_or_has_a_reason(device):
     scan = examine()[f"selective scan on {device}"]
-    assert list(scan) == [*MODULES, "causal convolution"]
+    assert list(scan) == [*MODULES, "causal convolution", "instance norm"]
     chosen = [name for name, told in scan.items() if told.value.startswith("chosen by auto")]
     assert chosen == [resolve("auto", device)]
     assert scan["reference"] == Finding("works", f"auto takes {chosen[0]} here", "--set model.scan_backend=reference")
@@ -189,6 +190,7 @@ def test_on_a_cpu_it_says_why_the_gpu_backends_are_not_used():
     assert scan["mamba_ssm"].reason == "needs a cuda device" or scan["mamba_ssm"].reason.startswith("cannot be imported: ")
     assert scan["mamba_ssm"].remedy == "an NVIDIA GPU"
     assert scan["causal convolution"] == Finding("PyTorch", "causal_conv1d needs a cuda device", "an NVIDIA GPU")
+    assert scan["instance norm"] == Finding("PyTorch", "triton needs a cuda device", "an NVIDIA GPU")
 
 
 def test_the_devices_that_backends_are_made_for_are_theirs():
