@@ -8,10 +8,12 @@ settings and checks nothing, which is enough for benchmarks, whose sizes are the
 import hashlib
 import inspect
 import os
+import shutil
 import sys
 import tempfile
 import types
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
@@ -40,7 +42,9 @@ def carried(build: Path) -> list[str]:
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as packed:
                 packed.extractall(part)
-        os.rename(part, folder)
+        with suppress(OSError):  # another process was first
+            os.rename(part, folder)
+        shutil.rmtree(part, ignore_errors=True)
     sys.path.append(str(folder))
     return [f"carried, for what is not installed: {names}"]
 

@@ -26,9 +26,9 @@ TOKENS = 64  # of a chunk, a multiple of `kernels.PIECE`
 NUMBERS = 512  # of state that a program holds: channels times states
 CHANNELS = 16  # of a program, at most
 WARPS = 1  # of a program: with one, no sum leaves the warp
-REGISTERS = {"_ends": 80, "_apply": 80, "_apply_backward": 168}  # of a thread, at most
-RESIDENT = {"_ends": 24, "_apply": 24, "_apply_backward": 12}  # programs that a multiprocessor, with so many registers, holds at a time
-CHAIN = (128, 16)  # chunks and numbers of state that a program of phase 2 takes at a time
+REGISTERS = {"_ends": 96, "_apply": 96, "_apply_backward": 168}  # of a thread, at most
+RESIDENT = {"_ends": 20, "_apply": 20, "_apply_backward": 12}  # programs that a multiprocessor, with so many registers, holds at a time
+CHAIN = (64, 32)  # chunks and numbers of state that a program of phase 2 takes at a time
 HANDED = {"_ends": 2, "_apply": 3, "_apply_backward": 6}  # (BLOCK, T) numbers of a program's scratch
 
 

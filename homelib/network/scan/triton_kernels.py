@@ -264,7 +264,7 @@ def _back(
     g, d_A, h_before, h, decay, s, driven, dy, B_t, C_t, A_n, at, dB, dC, here, exists,
     HAS_Z: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token of the backward pass: g comes from the right and goes on to the left, and what it does to the token is handed over (`at`) or stored (`here`)."""
+    """One token of the backward pass: g comes from the right and goes on to the left; what it does to the token is handed over (`at`) or stored (`here`)."""
     g += dy[:, None] * C_t[None, :]
     d_exponent = g * decay * h_before
     tl.store(at + 3 * (T * BLOCK), tl.sum(g * B_t[None, :], 1))
