@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import bare, cases, catalogue, cpu, data, data_cases, evaluation, gpu, grid, measure, peers, slurm_node
+from benchmarks import bare, cases, catalogue, cpu, data, data_cases, evaluation, gpu, grid, kernels, measure, peers, slurm_node
 from homelib.data.cache import CaseFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,6 +193,33 @@ def test_the_gpu_benchmark_says_that_it_needs_a_gpu(monkeypatch):
     monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
     with pytest.raises(SystemExit, match="finds no CUDA GPU here"):
         gpu.main()
+
+
+def test_kernels_are_told_by_what_they_do():
+    names = {
+        "_apply_backward": "scan",
+        "_gradient": "instance norm",
+        "void at::native::batch_norm_backward_kernel<c10::BFloat16>": "instance norm",
+        "void cudnn::engines_precompiled::nchwToNhwcKernel<__nv_bfloat16>": "layout of convolutions",
+        "sm80_xmma_wgrad_implicit_gemm_indexed_bf16bf16_bf16f32": "convolutions",
+        "nvjet_sm90_tss_64x8_64x16_1x4_h_bz_TNT": "matrix products",
+        "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda": "copies",
+        "void at::native::reduce_kernel<512, 1>": "sums",
+        "void at::native::vectorized_elementwise_kernel<8, at::native::leaky_relu_backward_kernel>": "element by element",
+        "void (anonymous namespace)::multi_tensor_apply_kernel<FusedAdam>": "optimiser",  # not the scan's _apply
+    }
+    assert {name: kernels.does(name) for name in names} == names
+    rows = [{"name": name, "milliseconds": 1.0 + i, "launches": 2} for i, name in enumerate(names)]
+    told = kernels.by_kind(rows)
+    assert told[0] == {"what": "optimiser", "milliseconds": 10.0, "launches": 2}
+    assert {"what": "instance norm", "milliseconds": 5.0, "launches": 4} in told
+    assert sum(row["milliseconds"] for row in told) == sum(row["milliseconds"] for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_kernels_want_a_gpu():
+    with pytest.raises(SystemExit, match="finds no CUDA GPU here"):
+        kernels.main()
 
 
 def test_every_case_of_the_gpu_benchmark_is_one_that_there_is(monkeypatch, tmp_path, capsys):
