@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernels '{"kind": "step", "which": "MambaHoME", "size": 96, "batch": 2, "dtype": "bfloat16"}' [NAME]
 
-A case is one of `benchmarks.cases`. Prints tables, and with a NAME writes benchmarks/results/kernels-NAME.json. The time that a run takes may be longer than that
-of its kernels, where Python cannot start them as fast as they end.
+A case is one of `benchmarks.cases`. Prints tables, and with a NAME writes benchmarks/results/kernels-NAME.json. A run may take longer than its kernels, where
+Python cannot start them as fast as they end.
 """
 
 import json
@@ -77,8 +77,10 @@ def main() -> None:
     case = json.loads(sys.argv[1])
     found = {"case": dict(case)} | measured(case, "cuda:0")
     kinds = by_kind(found["kernels"])
-    table(f"{found['seconds'] * 1e3:.1f} ms a run, {sum(row['milliseconds'] for row in kinds):.1f} of them kernels", kinds, ["what", "milliseconds", "launches"])
-    table("The longest", [row | {"what": row["name"][:90]} for row in found["kernels"][:20]], ["what", "milliseconds", "launches"])
+    longest = [row | {"what": row["name"][:90]} for row in found["kernels"][:20]]
+    whole = sum(row["milliseconds"] for row in kinds)
+    table(f"{found['seconds'] * 1e3:.1f} ms a run, {whole:.1f} of them kernels", kinds, ["what", "milliseconds", "launches"])
+    table("The longest", longest, ["what", "milliseconds", "launches"])
     if len(sys.argv) > 2:
         print(save(f"kernels-{sys.argv[2]}", found | {"by_kind": kinds}))
 
