@@ -99,7 +99,7 @@ def fast(request, monkeypatch):
         tokens, states = given["u"].shape[-1], given["A"].shape[-1]
         if backend == "triton" and (tokens > 300 or tokens * states > 1_100):
             pytest.skip("Triton's kernels run as Python are too slow for so many tokens and states")
-        if backend == "triton" and tokens * states > 600 and "HOMELIB_TEST_LONG" not in os.environ:
+        if backend == "triton" and (tokens > 100 or tokens * states > 600) and "HOMELIB_TEST_LONG" not in os.environ:
             pytest.skip("takes long, on demand alone: HOMELIB_TEST_LONG=1")
         ours = scan_and_gradients(cast(given, dtype) if dtype != torch.float64 else given, backend, softplus=softplus)
         assert all(torch.isfinite(tensor).all() for tensor in ours.values())
@@ -197,7 +197,7 @@ def test_bfloat16_in_and_out_and_float32_between(in_float32, fast):
 
 
 def test_the_same_call_gives_the_same_bits(fast):
-    given = cast(inputs(channels=9, tokens=200, state=5), torch.float32)
+    given = cast(inputs(channels=9, tokens=70 if fast.backend == "triton" else 200, state=5), torch.float32)  # as Python it takes 16 at a time
     first, again = scan_and_gradients(given, fast.backend), scan_and_gradients(given, fast.backend)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
