@@ -6,9 +6,9 @@ A case is one of `benchmarks.cases`. Prints tables, and with a NAME writes bench
 Python cannot start them as fast as they end.
 """
 
+import argparse
 import json
 import statistics
-import sys
 import time
 
 import torch
@@ -73,16 +73,22 @@ def measured(case: dict, device: str) -> dict:
 def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.kernels: PyTorch finds no CUDA GPU here; run it on a machine that has one.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", type=json.loads, help="as JSON, with its kind: " + ", ".join(KINDS))
+    parser.add_argument("name", nargs="?", help="of the file of results")
+    told = parser.parse_args()
+    case = told.case
+    if not isinstance(case, dict) or case.get("kind") not in KINDS:
+        parser.error(f"case: found {json.dumps(case)}, expected an object with a kind, one of {', '.join(KINDS)}")
     bare.ready()
-    case = json.loads(sys.argv[1])
     found = {"case": dict(case)} | measured(case, "cuda:0")
     kinds = by_kind(found["kernels"])
     longest = [row | {"what": row["name"][:90]} for row in found["kernels"][:20]]
     whole = sum(row["milliseconds"] for row in kinds)
     table(f"{found['seconds'] * 1e3:.1f} ms a run, {whole:.1f} of them kernels", kinds, ["what", "milliseconds", "launches"])
     table("The longest", longest, ["what", "milliseconds", "launches"])
-    if len(sys.argv) > 2:
-        print(save(f"kernels-{sys.argv[2]}", found | {"by_kind": kinds}))
+    if told.name:
+        print(save(f"kernels-{told.name}", found | {"by_kind": kinds}))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .scan.backends import undisturbed
+from .trial import tried
 
 KERNEL, DEVICES = "causal_conv1d", ("cuda",)
-TOLERANCE = 1e-4
 WIDTHS = (2, 3, 4)  # that the kernel was written for
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,7 @@ def used_on(device: str) -> str:
 
 @functools.cache
 def _tried(device: str) -> str:
-    if torch.device(device).type not in DEVICES:
-        return f"PyTorch ({KERNEL} needs a {' or '.join(DEVICES)} device)"
-    try:
-        error = _difference(device)
-    except Exception as fault:  # a package built for another CUDA raises anything
-        told = f"PyTorch ({KERNEL} cannot be used: {type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})"
-    else:
-        told = KERNEL if error <= TOLERANCE else f"PyTorch ({KERNEL} differs from it by {error:.1e} of the largest number on a small case)"
+    told = tried(KERNEL, device, DEVICES, _difference)
     log.info("causal convolution on %s: %s", device, told)
     return told
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .scan.backends import undisturbed
+from .trial import tried
 
 KERNEL, DEVICES = "triton", ("cuda",)
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
-TOLERANCE = 1e-4
 log = logging.getLogger(__name__)
 
 
@@ -37,15 +37,8 @@ def used_on(device: str) -> str:
 
 @functools.cache
 def _tried(device: str) -> str:
-    if torch.device(device).type not in DEVICES:
-        return f"PyTorch ({KERNEL} needs a {' or '.join(DEVICES)} device)"
-    try:
-        error = _difference(device)
-    except Exception as fault:  # whatever a compiler or a driver raises
-        told = f"PyTorch ({KERNEL} cannot be used: {type(fault).__name__}: {(str(fault).splitlines() or [''])[0]})"
-    else:
-        told = KERNEL if error <= TOLERANCE else f"PyTorch ({KERNEL} differs from it by {error:.1e} of the largest number on a small case)"
-    tell = log.info if told == KERNEL else log.warning
+    told = tried(KERNEL, device, DEVICES, _difference)
+    tell = log.info if told == KERNEL or torch.device(device).type not in DEVICES else log.warning
     tell("instance norm on %s: %s", device, told)
     return told
 
